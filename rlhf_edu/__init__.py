@@ -1,0 +1,71 @@
+"""RLHF that really happens on a laptop CPU: from a base model to an aligned one.
+
+Importing the package sets environment variables that torch and the Hugging Face libraries read
+once, when they are loaded, so `import rlhf_edu` comes before `import torch`. It imports neither.
+A variable that is already set is left alone: `OMP_NUM_THREADS=4 python …` means four threads.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# Waiting OpenMP threads spin by default; beside any other busy program that makes small models
+# several times slower. At these sizes one thread is also the fastest, and the only number that
+# adds floating-point numbers up in the same order on every machine.
+_THREAD_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def _set_environment() -> None:
+    """Set the thread policy and the offline switches, where the user has not set them."""
+    missing = [name for name in _THREAD_POLICY if name not in os.environ]
+    if missing and "torch" in sys.modules:
+        warnings.warn(
+            "torch was imported before rlhf_edu, so the thread policy comes too late and training"
+            " may be several times slower: put `import rlhf_edu` first and restart Python",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    for name, value in {**_THREAD_POLICY, **_OFFLINE}.items():
+        os.environ.setdefault(name, value)
+
+
+def data_folder(create: bool = False) -> Path:
+    """Return the `data/` folder of the checkout: prompts, labels and the shipped models.
+
+    Args:
+        create: make the folder if the checkout has none (for the command that builds it).
+
+    Raises:
+        FileNotFoundError: the package was installed without its checkout, or `data/` is missing.
+    """
+    checkout = Path(__file__).resolve().parent.parent
+    # An installed wheel lives in site-packages, where a `data` folder would be somebody else's.
+    if not (checkout / "pyproject.toml").is_file():
+        raise FileNotFoundError(
+            f"rlhf_edu is installed in {checkout} without its data/. The course works from an"
+            " editable checkout: git clone the project, then run `pip install -e .` inside it"
+        )
+    folder = checkout / "data"
+    if create:
+        folder.mkdir(exist_ok=True)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is missing: restore it with `git checkout -- data`, or rebuild it with"
+            " `python -m rlhf_edu build`"
+        )
+    return folder
+
+
+_set_environment()
