@@ -1,0 +1,69 @@
+# make lab        install everything into .venv and open JupyterLab on the first notebook
+# make test       unit tests, then every notebook
+# make test-unit  unit tests alone
+# make ladder     base -> SFT -> reward model -> PPO -> PPO-ptx -> DPO, and the table that compares
+# make build      rebuild everything in data/ from nothing
+# make lint       style checks
+#
+# PYTHON=python3.12 chooses another Python (3.10 or newer) to make .venv with; VENV=folder another
+# place for it. On Linux the plain torch brings CUDA along; without an NVIDIA GPU, a far smaller one:
+#   make lab TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	if $$python -c "$(NEW_ENOUGH)" 2>/dev/null; then echo $$python; break; fi; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH_INDEX ?=
+TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+ARGS ?=
+
+.PHONY: help install lab test test-unit test-notebooks ladder build lint constraints
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c "$(NEW_ENOUGH)" || \
+		{ echo "no Python 3.10 or newer found: install one, or say make PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[notebooks,test]"
+	@touch $@
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab $(firstword $(NOTEBOOKS) notebooks)
+
+test: test-unit test-notebooks
+
+test-unit: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-notebooks: $(INSTALLED) | test-unit
+ifeq ($(NOTEBOOKS),)
+	@echo "no notebooks to test yet"
+else
+	$(BIN)/python -m pytest --nbval notebooks
+endif
+
+ladder: $(INSTALLED)
+	$(BIN)/python -m rlhf_edu ladder $(ARGS)
+
+build: $(INSTALLED)
+	$(BIN)/python -m rlhf_edu build $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# CUDA's own packages and the local part of a version (+cpu) differ from machine to machine.
+constraints: $(INSTALLED)
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
+		| grep -v -i -e '^nvidia' -e '^cuda' -e '^triton' -e '^setuptools' -e '^wheel' \
+		| sed -e 's/+[a-z0-9.]*$$//' -e '/^torch==/!s/$$/ ; python_full_version >= "3.11.5"/'; \
+	} > constraints.tmp
+	mv constraints.tmp constraints.txt
