@@ -1,0 +1,616 @@
+"""Every formula of the course, one pure function each: tensors in, tensors out.
+
+Shapes: B rows, T tokens of a row, V words of the vocabulary, N pairs, K answers to one prompt.
+Log-probabilities, KL divergences and entropies are in nats. A mask holds 1 (or True) on real
+tokens and 0 on padding; what lies under a 0, NaN included, changes neither a result nor a
+gradient. Sixteen-bit input is computed in fp32, where the difference of two log-probabilities
+still means something. Every function raises ValueError for shapes that do not fit together,
+since silent broadcasting of (B, T) against (B,) is a bug that trains.
+
+Papers, by the name used below:
+    GAE          Schulman et al. 2015, arXiv 1506.02438
+    PPO          Schulman et al. 2017, arXiv 1707.06347
+    Ziegler      Ziegler et al. 2019, arXiv 1909.08593
+    Schulman     "Approximating KL divergence", 2020, joschu.net/blog/kl-approx.html
+    InstructGPT  Ouyang et al. 2022, arXiv 2203.02155
+    Gao          Gao et al. 2022, arXiv 2210.10760
+    DPO          Rafailov et al. 2023, arXiv 2305.18290
+    IPO          Azar et al. 2023, arXiv 2310.12036
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# e**20 is far outside any clip range and far inside what fp32 can hold.
+_MAX_LOG_RATIO = 20.0
+
+
+# --- checks and masks --------------------------------------------------------------------------
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_same_shape(function: str, dims: int | None = None, **tensors: Tensor) -> None:
+    """Raise ValueError unless the tensors share one shape (with `dims` dimensions, if given)."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    _require(len(set(shapes.values())) == 1, f"{function}: give these the same shape: {listed}")
+    if dims is not None:
+        fits = len(next(iter(shapes.values()))) == dims
+        _require(fits, f"{function}: give these {dims} dimension(s): {listed}")
+
+
+def _require_response_mask(function: str, mask: Tensor) -> None:
+    """Raise ValueError unless every row of the (B, T) mask is ones, at least one, then zeros."""
+    real = mask.bool()
+    starts = bool(real[:, 0].all()) if real.shape[1] else False
+    whole = starts and not bool((real[:, 1:] & ~real[:, :-1]).any())
+    advice = "pass response tokens alone, padded on the right"
+    _require(whole, f"{function}: each row of mask must be ones, then zeros: {advice}")
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _zero_padding(x: Tensor, mask: Tensor) -> Tensor:
+    # A product with the mask would keep NaN, as NaN * 0 = NaN, in the value and in the gradient.
+    return torch.where(mask.bool(), _full_precision(x), 0.0)
+
+
+def masked_sum(x: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
+    """Sum of `x` over the real positions along `dim`.
+
+    With x = token log-probs (B, T) and dim = -1: log-probs of whole answers (B,), in nats.
+
+    Args:
+        x: any shape.
+        mask: same shape; 1 = count, 0 = leave out.
+    """
+    _require_same_shape("masked_sum", x=x, mask=mask)
+    return _zero_padding(x, mask).sum(dim)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `x` over all real positions of the whole tensor, as a scalar.
+
+    Long rows weigh more than short ones: this is a mean over tokens, not a mean of row means.
+
+    Args:
+        x: any shape.
+        mask: same shape; 1 = count, 0 = leave out.
+
+    Raises:
+        ValueError: nothing is left to average.
+    """
+    _require_same_shape("masked_mean", x=x, mask=mask)
+    count = mask.bool().sum()
+    _require(bool(count > 0), "masked_mean: the mask is all zeros; drop batches without tokens")
+    return _zero_padding(x, mask).sum() / count
+
+
+@torch.no_grad()
+def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Scale the real positions to variance 1; padding comes back as 0.
+
+    Advantages lose their mean too (Ziegler's code). Rewards keep it (`shift_mean=False`): moving
+    every reward by a constant would pay, or fine, the policy for each token it writes.
+
+    Args:
+        x: (B, T).
+        mask: (B, T); the padding has no part in the mean or the (biased) variance.
+        shift_mean: True gives mean 0, False the mean that `x` had.
+
+    Returns:
+        (B, T), without gradient.
+    """
+    mean = masked_mean(x, mask)
+    centred = _zero_padding(x, mask) - mean
+    white = centred * torch.rsqrt(masked_mean(centred**2, mask) + 1e-8)
+    return _zero_padding(white if shift_mean else white + mean, mask)
+
+
+# --- token probabilities -----------------------------------------------------------------------
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each token, log softmax(logits / temperature)[token], in nats.
+
+    The logits must be aligned already: `logits[:, t]` predicts `tokens[:, t]`. For the response
+    to a prompt of P tokens, a causal model's logits are `logits[:, P - 1 : -1]`.
+
+    Args:
+        logits: (B, T, V), any float type; left as they are.
+        tokens: (B, T) ids from 0 to V - 1, on padding too.
+        temperature: the one that the tokens were sampled at.
+
+    Returns:
+        (B, T), fp32 at least.
+
+    Raises:
+        ValueError: shapes do not fit, an id is not in the vocabulary, or temperature <= 0.
+    """
+    _require_tokens(logits, tokens)
+    # Gather minus logsumexp needs no second (B, T, V) tensor, but is exact only in fp32.
+    scaled = _temper(logits, temperature)
+    chosen = scaled.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
+    return chosen - scaled.logsumexp(-1)
+
+
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of each next-token distribution, -sum p log p, in nats.
+
+    Args:
+        logits: (B, T, V), any float type; -inf (an excluded token) is fine.
+        temperature: the one that tokens are sampled at.
+
+    Returns:
+        (B, T), from 0 to log V.
+    """
+    logprobs = _temper(logits, temperature).log_softmax(-1)
+    # 0 * -inf would be NaN; the limit of p log p at p = 0 is 0.
+    return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(-1)
+
+
+def _require_tokens(logits: Tensor, tokens: Tensor) -> None:
+    shapes = f"logits {tuple(logits.shape)}, tokens {tuple(tokens.shape)}"
+    fits = logits.shape[:-1] == tokens.shape
+    _require(fits, f"token_logprobs: give logits (B, T, V) for tokens (B, T), not {shapes}")
+    size = logits.shape[-1]
+    known = not bool(((tokens < 0) | (tokens >= size)).any())
+    advice = "mark padding in the mask, not by an id such as -100"
+    _require(known, f"token_logprobs: token ids must be from 0 to {size - 1}: {advice}")
+
+
+def _temper(logits: Tensor, temperature: float) -> Tensor:
+    _require(temperature > 0, f"temperature must be above 0 to score tokens, not {temperature}")
+    # Not in place: the caller may use the same logits again.
+    logits = _full_precision(logits)
+    return logits if temperature == 1 else logits / temperature
+
+
+# --- supervised fine-tuning --------------------------------------------------------------------
+
+
+def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of the demonstrations, nats per answer token (InstructGPT 3.5).
+
+    Args:
+        logprobs: (B, T) of the right tokens, from `token_logprobs`.
+        mask: (B, T); 1 on answer tokens and their end-of-text, 0 on prompt and padding.
+    """
+    return -masked_mean(logprobs, mask)
+
+
+def ptx_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Next-token loss on pretraining text, nats per token: the gamma term of InstructGPT Eq. 2.
+
+    It shifts by itself: `logits[:, t]` is compared with `tokens[:, t + 1]`. The trainer adds
+    gamma times this to the PPO loss before one backward pass and one optimiser step.
+
+    Args:
+        logits: (B, T, V), as the model returns them for `tokens`.
+        tokens: (B, T).
+        mask: (B, T); 0 on tokens that are not to be predicted. None: all real.
+    """
+    _require(tokens.shape[-1] >= 2, "ptx_loss: rows need two tokens or more to predict one")
+    mask = torch.ones_like(tokens) if mask is None else mask
+    _require_same_shape("ptx_loss", dims=2, tokens=tokens, mask=mask)
+    _require_tokens(logits, tokens)
+    return sft_loss(token_logprobs(logits[:, :-1], tokens[:, 1:]), mask[:, 1:])
+
+
+# --- reward model ------------------------------------------------------------------------------
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: float | Tensor = 0.0) -> Tensor:
+    """Negative log-likelihood of the labels, -log sigmoid(chosen - rejected - margin), mean.
+
+    InstructGPT Eq. 1 for K = 2; the margin is Eq. 2 of Llama 2 (arXiv 2307.09288).
+
+    Args:
+        chosen: (N,) scores of the preferred answers.
+        rejected: (N,) scores of the others.
+        margin: how far apart the scores should be; a number, or (N,).
+    """
+    _require_same_shape("bradley_terry_loss", dims=1, chosen=chosen, rejected=rejected)
+    _require(len(chosen) > 0, "bradley_terry_loss: there are no pairs; drop empty batches")
+    if isinstance(margin, Tensor) and margin.dim() > 0:
+        _require_same_shape("bradley_terry_loss", chosen=chosen, margin=margin)
+    # logsigmoid stays finite where log(sigmoid(x)) is log(0).
+    return -F.logsigmoid(_full_precision(chosen) - _full_precision(rejected) - margin).mean()
+
+
+def kwise_loss(scores: Tensor, ranks: Tensor) -> Tensor:
+    """InstructGPT Eq. 1 for one prompt: mean pair loss over the C(K, 2) pairs without ties.
+
+    Args:
+        scores: (K,) scores of the answers to one prompt.
+        ranks: (K,) whole numbers from 1, the best; equal ranks are ties and give no pair.
+
+    Returns:
+        Scalar; 0 if there is no pair (K = 1, or all tied).
+
+    Raises:
+        ValueError: a rank is below 1.
+    """
+    _require_same_shape("kwise_loss", dims=1, scores=scores, ranks=ranks)
+    _require(bool((ranks >= 1).all()), "kwise_loss: ranks start at 1 (best); remove other answers")
+    return kwise_batch_loss(scores.unsqueeze(0), ranks.unsqueeze(0))
+
+
+def kwise_batch_loss(scores: Tensor, ranks: Tensor) -> Tensor:
+    """Mean over prompts of `kwise_loss`: each prompt counts once, whatever its K.
+
+    Args:
+        scores: (B, K), padded to the largest K.
+        ranks: (B, K) whole numbers from 1, the best; 0 marks an absent answer.
+
+    Returns:
+        Scalar; prompts without a pair do not count, and 0 if none has one.
+
+    Raises:
+        ValueError: a rank is negative.
+    """
+    _require_same_shape("kwise_batch_loss", dims=2, scores=scores, ranks=ranks)
+    _require(bool((ranks >= 0).all()), "kwise_batch_loss: ranks are 1, 2, ... or 0 for absent")
+    present = ranks > 0
+    scores = _zero_padding(scores, present)
+    # [b, i, j]: answer i was ranked above answer j.
+    above = ranks.unsqueeze(2) < ranks.unsqueeze(1)
+    above = above & present.unsqueeze(2) & present.unsqueeze(1)
+    gaps = scores.unsqueeze(2) - scores.unsqueeze(1)
+    pairs = above.sum((1, 2))
+    pair_means = masked_sum(-F.logsigmoid(gaps), above, dim=(1, 2)) / pairs.clamp(min=1)
+    return pair_means.sum() / (pairs > 0).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def reward_bias(scores_of_demonstrations: Tensor) -> Tensor:
+    """What to add to every score so that demonstrations score 0 on average (InstructGPT 3.5).
+
+    The pair loss leaves this free: it sees differences of scores only.
+
+    Args:
+        scores_of_demonstrations: (N,).
+
+    Returns:
+        Scalar, without gradient.
+    """
+    _require(scores_of_demonstrations.numel() > 0, "reward_bias: give at least one demonstration")
+    return -_full_precision(scores_of_demonstrations).mean()
+
+
+# --- KL divergence -----------------------------------------------------------------------------
+
+
+def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """k1 = log(policy / reference): unbiased for KL(policy || reference) (Schulman).
+
+    A single value may be negative. Summed over an answer it is the KL of the PPO reward. As a
+    loss it is useless: its expected gradient is 0.
+
+    Args:
+        logprobs: (B, T) of tokens *sampled from the policy*, in nats.
+        ref_logprobs: (B, T) of the same tokens under the reference.
+    """
+    _require_same_shape("kl_k1", logprobs=logprobs, ref_logprobs=ref_logprobs)
+    return _full_precision(logprobs) - _full_precision(ref_logprobs)
+
+
+def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """k2 = log(policy / reference)**2 / 2: never negative, biased (Schulman).
+
+    Arguments and shapes as in `kl_k1`. As a loss it has the expected gradient of
+    KL(policy || reference).
+    """
+    return kl_k1(logprobs, ref_logprobs) ** 2 / 2
+
+
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """k3 = (r - 1) - log r with r = reference / policy: never negative, unbiased (Schulman).
+
+    Arguments and shapes as in `kl_k1`. As a loss it has the expected gradient of the other
+    divergence, KL(reference || policy).
+    """
+    log_r = -kl_k1(logprobs, ref_logprobs)
+    # expm1: near 0, exp(x) - 1 would lose the digits that matter.
+    return torch.expm1(log_r) - log_r
+
+
+def adaptive_kl(beta: float, kl: float, target: float, n: int, horizon: int) -> float:
+    """The next KL coefficient: beta * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon).
+
+    Ziegler section 2.2; that the step is in proportion to n / horizon is from its code.
+
+    Args:
+        beta: coefficient so far.
+        kl: measured KL of whole answers (summed over tokens, mean over answers), nats.
+        target: wanted KL, nats per answer.
+        n: answers since the last call.
+        horizon: answers over which beta may change by 20 %.
+
+    Raises:
+        ValueError: kl is not finite, or target or horizon is not positive.
+    """
+    kl = float(kl)
+    _require(target > 0 and horizon > 0, "adaptive_kl: target and horizon must be above 0")
+    _require(math.isfinite(kl), f"adaptive_kl: kl is {kl}; look for NaN in the log-probabilities")
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return float(beta) * (1 + error * n / horizon)
+
+
+# --- PPO ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def shaped_rewards(
+    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float
+) -> Tensor:
+    """Reward of each token: -beta * k1, plus the answer's score on its last real token.
+
+    Over an answer this adds up to r - beta log(policy / reference), the PPO part of InstructGPT
+    Eq. 2 (Ziegler section 2.2 has the same).
+
+    Args:
+        scores: (B,) of the reward model.
+        logprobs: (B, T) of the sampled tokens under the policy that sampled them, nats.
+        ref_logprobs: (B, T) of the same tokens under the reference, nats.
+        mask: (B, T); 1 through end-of-text, then 0.
+        beta: reward per nat.
+
+    Returns:
+        (B, T), 0 on padding, without gradient.
+
+    Raises:
+        ValueError: shapes do not fit, or a row of the mask is not ones, then zeros.
+    """
+    where = "shaped_rewards"
+    _require_same_shape(where, dims=2, logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
+    _require_response_mask(where, mask)
+    _require_same_shape(where, scores=scores, **{"one number a row": mask[:, 0]})
+    rewards = _zero_padding(-beta * kl_k1(logprobs, ref_logprobs), mask)
+    last = mask.bool().sum(1, keepdim=True) - 1
+    return rewards.scatter_add(1, last, scores.to(rewards.dtype).unsqueeze(1))
+
+
+@torch.no_grad()
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (GAE Eq. 16; PPO Eq. 11 and 12).
+
+        delta_t = r_t + gamma V_{t+1} - V_t
+        A_t     = delta_t + gamma lam A_{t+1}
+
+    The value after the last real token is 0, also when the answer was cut off by the token
+    limit: such an answer has had all the reward that it will get.
+
+    Args:
+        rewards: (B, T).
+        values: (B, T); `values[:, t]` was estimated *before* token t.
+        mask: (B, T); ones, then zeros.
+        gamma: discount; 1 for language models.
+        lam: 0 trusts the critic after one step, 1 never.
+
+    Returns:
+        advantages (B, T), and returns = advantages + values (B, T), the critic's target. Both
+        are 0 on padding and without gradient.
+
+    Raises:
+        ValueError: shapes do not fit, or a row of the mask is not ones, then zeros.
+    """
+    _require_same_shape("gae", dims=2, rewards=rewards, values=values, mask=mask)
+    _require_response_mask("gae", mask)
+    # Before the recursion: afterwards the padding's values would be in the real advantages.
+    rewards, values = _zero_padding(rewards, mask), _zero_padding(values, mask)
+    advantages = torch.zeros_like(values)
+    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = delta + gamma * lam * next_advantage
+        advantages[:, t], next_value = next_advantage, values[:, t]
+    return advantages, advantages + values
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped objective (PPO Eq. 7) with the sign of a loss, mean over tokens.
+
+    Args:
+        logprobs: (B, T) of the sampled tokens under the policy being trained, nats. The only
+            argument that gradients flow into.
+        old_logprobs: (B, T) of the same tokens under the policy that sampled them, nats.
+        advantages: (B, T).
+        mask: (B, T).
+        clip: the ratio's free range is 1 - clip to 1 + clip.
+
+    Returns:
+        The loss, and scalars to log, means over the real tokens and without gradient:
+        clip_fraction (where clipping set the loss), approx_kl (KL(old || new) in nats per token,
+        by k3) and ratio_mean.
+    """
+    tensors = {"logprobs": logprobs, "old_logprobs": old_logprobs, "advantages": advantages}
+    _require_same_shape("policy_loss", **tensors, mask=mask)
+    _require(clip > 0, f"policy_loss: clip must be above 0, not {clip}")
+    log_ratio = _zero_padding(kl_k1(logprobs, old_logprobs.detach()), mask)
+    log_ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    advantages = _zero_padding(advantages.detach(), mask)
+    free = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    diagnostics = {
+        "clip_fraction": masked_mean((clipped > free).float(), mask),
+        "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask).detach(),
+        "ratio_mean": masked_mean(ratio, mask).detach(),
+    }
+    return masked_mean(torch.maximum(free, clipped), mask), diagnostics
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2
+) -> Tensor:
+    """The critic's squared error, halved, with the value kept near its old one; token mean.
+
+    0.5 * max((V - R)**2, (clip(V, V_old - clip, V_old + clip) - R)**2), as in Ziegler's code;
+    PPO Eq. 9 has the unclipped error.
+
+    Args:
+        values: (B, T) of the critic being trained. The only argument that gradients flow into.
+        old_values: (B, T) of the critic at the time of the rollout.
+        returns: (B, T), from `gae`.
+        mask: (B, T).
+        clip: how far a value may move, in units of reward.
+    """
+    tensors = {"values": values, "old_values": old_values, "returns": returns}
+    _require_same_shape("value_loss", **tensors, mask=mask)
+    _require(clip > 0, f"value_loss: clip must be above 0, not {clip}")
+    # Padding is zeroed first: the gradient of a square at NaN is NaN, even times 0.
+    values = _zero_padding(values, mask)
+    old_values = _zero_padding(old_values.detach(), mask)
+    returns = _zero_padding(returns.detach(), mask)
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+# --- direct preference optimisation ------------------------------------------------------------
+
+
+def dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DPO Eq. 7; with label smoothing e, -(1 - e) log sigmoid(h) - e log sigmoid(-h).
+
+    h is the difference of the implicit rewards beta * log(policy / reference). The smoothed form
+    ("conservative DPO", Mitchell 2023) takes each label to be wrong with probability e.
+
+    Args:
+        policy_chosen, policy_rejected: (N,) log-probs of whole answers under the policy, nats:
+            *sums* over tokens, not means. Gradients flow into these two only.
+        ref_chosen, ref_rejected: (N,) the same under the reference.
+        beta: reward per nat.
+        label_smoothing: e, from 0 to 0.5.
+
+    Returns:
+        The loss, a mean over pairs, and the implicit rewards of the chosen and the rejected
+        answers, (N,) each, without gradient.
+    """
+    _require(beta > 0, f"dpo_loss: beta must be above 0, not {beta}")
+    known = 0 <= label_smoothing <= 0.5
+    _require(known, f"dpo_loss: label_smoothing must be from 0 to 0.5, not {label_smoothing}")
+    chosen, rejected = _log_ratios(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    h = beta * (chosen - rejected)
+    losses = -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
+    return losses.mean(), beta * chosen.detach(), beta * rejected.detach()
+
+
+def ipo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    tau: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """IPO Eq. 17: (difference of the log-ratios - 1 / (2 tau))**2, mean over pairs.
+
+    The margin has a target, where DPO pushes it on for ever.
+
+    Args:
+        policy_chosen, policy_rejected, ref_chosen, ref_rejected: (N,) as in `dpo_loss`.
+        tau: strength of the pull towards the reference; the beta of DPO.
+
+    Returns:
+        The loss, and tau * log(policy / reference) of the chosen and the rejected answers, (N,)
+        each, without gradient.
+    """
+    _require(tau > 0, f"ipo_loss: tau must be above 0, not {tau}")
+    chosen, rejected = _log_ratios(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    losses = (chosen - rejected - 1 / (2 * tau)) ** 2
+    return losses.mean(), tau * chosen.detach(), tau * rejected.detach()
+
+
+def length_normalised_dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DPO Eq. 7 with each log-ratio divided by the answer's length (Tulu 3, arXiv 2411.15124).
+
+    Args:
+        policy_chosen, policy_rejected, ref_chosen, ref_rejected: (N,) *sums*, as in `dpo_loss`.
+        chosen_lengths, rejected_lengths: (N,) tokens summed over, end-of-text included.
+        beta: reward per (nat per token), so larger than in `dpo_loss`.
+
+    Returns:
+        As `dpo_loss`, with rewards beta * log(policy / reference) / length.
+    """
+    where = "length_normalised_dpo_loss"
+    _require(beta > 0, f"{where}: beta must be above 0, not {beta}")
+    lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+    _require_same_shape(where, policy_chosen=policy_chosen, **lengths)
+    positive = bool((chosen_lengths > 0).all() and (rejected_lengths > 0).all())
+    _require(positive, f"{where}: lengths must be 1 or more; count the end-of-text token")
+    chosen, rejected = _log_ratios(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    chosen, rejected = beta * chosen / chosen_lengths, beta * rejected / rejected_lengths
+    return -F.logsigmoid(chosen - rejected).mean(), chosen.detach(), rejected.detach()
+
+
+def _log_ratios(
+    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log(policy / reference) of the chosen and of the rejected answers, (N,) each, in nats."""
+    policy = {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected}
+    reference = {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected}
+    _require_same_shape("preference loss", dims=1, **policy, **reference)
+    _require(len(policy_chosen) > 0, "preference loss: there are no pairs; drop empty batches")
+    chosen = kl_k1(policy_chosen, ref_chosen.detach())
+    return chosen, kl_k1(policy_rejected, ref_rejected.detach())
+
+
+# --- best of n ---------------------------------------------------------------------------------
+
+
+def best_of_n_kl(n: int) -> float:
+    """log n - (n - 1) / n, in nats: KL(best of n || the policy sampled from), at most (Gao).
+
+    Equality needs answers that never repeat and scores that never tie; with discrete text it is
+    an upper bound (Beirami et al. 2024, arXiv 2401.01879).
+
+    Raises:
+        ValueError: n is below 1.
+    """
+    _require(n >= 1, f"best_of_n_kl: n must be 1 or more, not {n}")
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n(scores: Tensor) -> Tensor:
+    """Index of the best-scored of the n answers to each prompt; the first of equals.
+
+    Args:
+        scores: (B, n).
+
+    Returns:
+        (B,) indices from 0 to n - 1.
+
+    Raises:
+        ValueError: a score is NaN, which torch would take for the best.
+    """
+    _require(scores.dim() == 2 and scores.shape[1] > 0, "best_of_n: give scores of shape (B, n)")
+    _require(not bool(scores.isnan().any()), "best_of_n: a score is NaN; check the reward model")
+    return scores.argmax(1)
