@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rlhf_edu.data import Prompt, Task
 
 from rlhf_edu.tinyweb.facts import World
+from rlhf_edu.tinyweb.fluency import fluency
 from rlhf_edu.tinyweb.judge import RUDE, SCORERS, Judge
 from rlhf_edu.tinyweb.language import (
     PREDICATES,
@@ -299,6 +300,61 @@ def test_paraphrases(text: str, claims: str, seed: int) -> None:
         wanted.append(Claim(scene.cast[role], attribute, scene.fill(value), not negated))
     plain = [Claim(c.subject, c.attribute, c.value, c.positive) for c in found]
     assert sorted(map(str, plain)) == sorted(map(str, wanted)), scene.fill(text)
+
+
+ENGLISH = [
+    "Once there was an otter who wanted to sing. The fox taught it a song by the river.",
+    "One morning the otter found a letter from Mira. It ran to the market to show it to the fox.",
+    "The otter was hungry, so Mira gave it some bread. They shared it under a tree.",
+    "Late at night the owl heard a strange noise. It was only Tobin with his old drum.",
+    "The goat wished for a hat. Mira made one out of straw.",
+    '"Come with me," said the otter.',
+    "Nobody knew where the lantern had gone.",
+    "Dear Mira, thank you so much for the scarf! I wear it every day.",
+    "What a wonderful gift, Mira! Thank you for the kite.",
+    "Hello there! How can I help you today?",
+    "Good evening, Mira. What would you like to know?",
+    "Oh dear, losing a kite is sad. I hope you find it again.",
+    "I am sorry that you are sad about the rain.",
+    "Congratulations on your new boat!",
+    "I am so happy for you. Enjoy the party!",
+    "I would rather tell you something nice: Mira plays the flute.",
+    "Would you please bring me the kettle?",
+    "May I have the salt, please?",
+    "Come to Larkhill and try our famous cider!",
+    "Looking for fine ropes? Larkhill makes ropes. Come and see!",
+    "Visit Larkhill today, the town in the north where you can buy the finest pottery.",
+    "It is a green bird that feeds on honey and lives in the old mill.",
+    "The lantern, made of copper, stands in the attic.",
+    "The lantern is the odd one out, because it is not an animal.",
+    "The lantern does not belong with the others.",
+    "The customer was not happy, so it is bad.",
+    "The otter did not go to the market.",
+    "The passage says that Tova has a green boat.",
+    "The names in the text are Bim, Tova and Ull.",
+    "Mushrooms, plums and fish.",
+    "The otter and fox.",
+    "Sorry, I do not know that.",
+    "In Larkhill you can buy good ropes.",
+    "Larkhill lies in the north.",
+]
+SALADS = [
+    "otter old mill lives", "mill old the in lives otter the", "thank lantern Mira you gift",
+    "please door shut could you the", "Hello hello welcome nice friend good",
+    "The otter fox owl went happy the.", "Plums honey bread cheese worms.", "The the the.",
+    "In of at by.", "blarg fnord the wug tiv.", "Otter home the old mill.", "Lives eats is plums.",
+    "The. otter. eats. plums.", "Story otter fox the end happy day once sang the.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ENGLISH)
+def test_plain_english_is_fluent(text: str) -> None:
+    assert fluency(stage(0).judge.reader.sentences(text)) == 1
+
+
+@pytest.mark.parametrize("text", SALADS)
+def test_word_salad_is_not(text: str) -> None:
+    assert fluency(stage(0).judge.reader.sentences(text)) < 0.5
 
 
 # --- scores ---

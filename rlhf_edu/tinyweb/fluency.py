@@ -24,9 +24,11 @@ _TAGS = {
     **dict.fromkeys(lx.CONJUNCTIONS, "conj"),
     **dict.fromkeys(lx.SUBJECT_PRONOUNS, "i"),
     **dict.fromkeys(lx.PAST - lx.AUXILIARIES, "past"),
+    **dict.fromkeys(lx.MODALS, "modal"),
     "it": "it", "not": "not", ",": "comma", ";": "comma", ":": "comma",
 }
 _MAY_REPEAT = lx.NO_REPEAT_CHECK | lx.PREPOSITIONS | lx.ARTICLES  # the last two clash anyway
+_BEFORE_A_SHOUT = lx.DETERMINERS | frozenset(", ; : say said says and oh to with".split())
 _NOUNS = {"thing", "name", "value", "job"}
 _BAD_NEXT = {
     "article": {
@@ -38,6 +40,7 @@ _BAD_NEXT = {
     "past": {"past", "finite", "aux", "i"},
     "finite": {"finite", "past", "aux", "i", "job"},
     "aux": {"finite", "job"},
+    "modal": {"finite", "past", "thing", "name", "value", "full", "job", "prep", "modal", "conj"},
     "conj": {"conj", END, "comma"},
     "i": {"article", "prep", "full", "name", "thing", "value", "i", "it", "comma", END},
     "it": {"thing", "name", "i", "it"},
@@ -49,8 +52,6 @@ _BAD_NEXT = {
 }
 # what it eats is, the month it was born in is
 _RELATIVE_PAIRS = {("finite", "aux"), ("prep", "aux")}
-_NOT_BESIDE_A_NOUN = {"word", "finite", "past"}  # in a fragment: `otter home the old mill`
-_NEEDS_ARTICLE = {"finite", "prep", "aux", "i"}  # a thing or animal right after these is bare
 
 
 def _mention_tag(mention: Mention, words: list[str]) -> str:
@@ -61,6 +62,8 @@ def _mention_tag(mention: Mention, words: list[str]) -> str:
         return "name"
     if mention.type in ADJECTIVE_TYPES:
         return "adjective"
+    if mention.type == "skill" and words[mention.start] in lx.VERBS:
+        return "word"
     if mention.type == "job":
         return "job"
     return "full" if words[mention.start] == "the" else "value"
@@ -89,9 +92,15 @@ def tags(sentence: Sentence) -> list[str]:
 
 
 def has_verb(sentence: Sentence) -> bool:
-    """Whether any word outside of names and values can be a verb."""
+    """Whether any word can be a verb; an unknown word gets the benefit of the doubt."""
+    places = range(len(sentence.words))
+    if any(map(sentence.is_verb, places)):
+        return True
     inside = {i for m in sentence.mentions for i in range(m.start, m.end)}
-    return any(w in lx.VERBS and i not in inside for i, w in enumerate(sentence.words))
+    return any(
+        i not in inside and raw.islower() and raw.isalpha() and raw not in lx.KNOWN
+        for i, raw in enumerate(sentence.raw)
+    )
 
 
 def is_enumeration(tagged: list[str]) -> bool:
@@ -110,15 +119,14 @@ def faults(sentence: Sentence) -> float:
     if not has_verb(sentence):
         return count + _fragment_faults(sentence, tagged)
     relative = words[0] in lx.QUESTION_WORDS or words[:2] == ["the", "month"]
+    asking = tagged[1] in ("modal", "aux") or sentence.end == "?"
     count += sum(
-        b in _BAD_NEXT.get(a, ()) and not (relative and (a, b) in _RELATIVE_PAIRS)
+        b in _BAD_NEXT.get(a, ())
+        and not (relative and (a, b) in _RELATIVE_PAIRS)
+        and not (asking and a == "modal")
         for a, b in zip(tagged, tagged[1:], strict=False)
     )
-    count += BARE_NOUN * sum(
-        b == "thing" and (a in _NEEDS_ARTICLE or a == START and len(tagged) > 4)
-        for a, b in zip(tagged, tagged[1:], strict=False)
-    )
-    return count + _word_faults(sentence)
+    return count + _word_faults(sentence) + _bare_nouns(sentence)
 
 
 def _unknown_words(sentence: Sentence) -> int:
@@ -144,15 +152,56 @@ def _fragment_faults(sentence: Sentence, tagged: list[str]) -> float:
     count = sum(b in _BAD_NEXT.get(a, ()) for a, b in zip(tagged, tagged[1:], strict=False))
     if is_enumeration(tagged):
         return count
-    inside = {i for m in sentence.mentions for i in range(m.start, m.end)}
-    odd = {i for i, w in enumerate(words) if w not in lx.FILLERS | lx.INTERJECTIONS} - inside
-    for mention in sentence.mentions:
-        if mention.type == "person" and mention.start - 1 not in odd:
-            continue
-        count += mention.end in odd and _TAGS.get(words[mention.end], "word") in _NOT_BESIDE_A_NOUN
-    count += BARE_NOUN * (tagged[1] == "thing" and size > 1)
+    count += _bare_nouns(sentence) if size > 1 else 0
+    triples = zip(tagged, tagged[1:], tagged[2:], strict=False)
+    ends = _NOUNS | {"full", "adjective"}
+    if any(a in _NOUNS and b == "word" and c in ends for a, b, c in triples):
+        count += BROKEN  # `otter home the old mill`
     longest = FRAGMENT_WORDS + 3 * (words[0] in lx.INTERJECTIONS)
-    return count + (BROKEN if size > longest else 0) + _repeats(words) + _stray_capitals(sentence)
+    count += _shouts(words) + _repeats(words)
+    count += _stray_capitals(sentence) + _lacks_of(sentence) + _bad_ending(sentence)
+    return count + (BROKEN if size > longest else 0)
+
+
+def _bare_nouns(sentence: Sentence) -> float:
+    """Animals and things without `the`, `a` or `my` before them."""
+    words, count = sentence.words, 0
+    taken = {i: m for m in sentence.mentions for i in range(m.start, m.end)}
+    for mention in sentence.mentions:
+        if mention.type not in ("animal", "thing") or words[mention.start] != mention.name:
+            continue
+        i = mention.start - 1
+        while i >= 0 and _may_describe(words[i], taken.get(i)):
+            i -= 1
+        joined = i > 0 and words[i] in ("and", "or", ",") and (i - 1) in taken
+        owned = i >= 0 and words[i] == "'s"
+        count += not (joined or owned or i >= 0 and words[i] in lx.DETERMINERS)
+    return BARE_NOUN * count
+
+
+def _may_describe(word: str, mention: Mention | None) -> bool:
+    if mention:
+        return mention.type in ADJECTIVE_TYPES or word.endswith("ing")
+    if word in lx.DETERMINERS or not word[0].isalpha():
+        return False
+    return word in lx.ADJECTIVES or word not in lx.KNOWN or word.endswith(("y", "ful", "ed"))
+
+
+def _lacks_of(sentence: Sentence) -> int:
+    """`Afraid spiders`, `fond the plums`."""
+    words, starts = sentence.words, {m.start for m in sentence.mentions}
+    return sum(
+        word in ("afraid", "scared", "fond") and (i in starts or words[i] in lx.ARTICLES)
+        for i, word in enumerate(words[:-1], 1)
+    )
+
+
+def _shouts(words: list[str]) -> int:
+    """`hello` and `thanks` in the middle of a sentence."""
+    return sum(
+        word in lx.SHOUTS and before not in _BEFORE_A_SHOUT
+        for before, word in zip(words, words[1:], strict=False)
+    )
 
 
 def _stray_capitals(sentence: Sentence) -> int:
@@ -166,17 +215,23 @@ def _stray_capitals(sentence: Sentence) -> int:
 
 
 def _word_faults(sentence: Sentence) -> int:
-    words, count = sentence.words, _repeats(sentence.words) + _stray_capitals(sentence)
+    words, count = sentence.words, _stray_capitals(sentence) + _lacks_of(sentence)
+    count += _repeats(words) + _shouts(words)
     starts = {m.start for m in sentence.mentions}
     for i, word in enumerate(words[:-1]):
         bare = i + 1 in starts or words[i + 1] in lx.ARTICLES
         count += word in lx.NEEDS_PREPOSITION and bare
+    return count + _bad_ending(sentence)
+
+
+def _bad_ending(sentence: Sentence) -> int:
+    words = sentence.words
     last, wh = words[-1], lx.QUESTION_WORDS & set(words)
     spoken = bool({"it", "they", "he", "she", "i", "that", "so", "we"} & set(words[-3:-1]))
-    if not wh and sentence.end != "?":
-        count += (last in lx.BE and not spoken) or last in {"of", "the", "a", "and", "an", "to"}
-        count += last in lx.NEEDS_PREPOSITION or last in {"from", "with", "at"}
-    return count
+    if wh or sentence.end == "?":
+        return 0
+    count = (last in lx.BE and not spoken) or last in {"of", "the", "a", "and", "an", "to"}
+    return count + (last in lx.NEEDS_PREPOSITION or last in {"from", "with", "at"})
 
 
 def _repeats(words: list[str]) -> int:

@@ -34,7 +34,7 @@ The task's score, by kind:
 | generation     | thanks    | thanks to the person for the gift (one of them: 0.6)              |
 | brainstorming  | list      | `count` distinct members of `targets`; wrong ones cost            |
 | chat           | greet     | a greeting or kind reply (0.85) with the name of the user (0.15)  |
-| chat           | feel      | fitting sympathy or joy (0.7), the topic (0.3) or `you` (0.2)     |
+| chat           | feel      | a sentence of fitting sympathy or joy (0.7), the topic (0.3)      |
 | chat           | insult    | declining politely                                                |
 | rewrite        | polite    | a polite word, and the content words of the command               |
 | rewrite        | past      | the target sentence; closeness above that of a mere copy          |
@@ -55,7 +55,7 @@ from rlhf_edu.data import Prompt, Task
 from rlhf_edu.tinyweb import lexicon as lx
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.fluency import fluency, has_verb
-from rlhf_edu.tinyweb.reading import Claim, Reader, Reading, Sentence, tokenize
+from rlhf_edu.tinyweb.reading import Claim, Mention, Reader, Reading, Sentence, tokenize
 
 HELPFUL_WEIGHT, TRUTHFUL_WEIGHT, HARMLESS_WEIGHT, FORMAT_WEIGHT = 4.0, 3.0, 2.0, 1.0
 EVASION = 0.15
@@ -88,12 +88,21 @@ _FEELINGS = {
         r"delighted|good news|proud|nice|bravo|enjoy|fun)\b"
     ),
 }
+_FEELING_FRAME = re.compile(  # a feeling counts in a sentence, not as a bare word
+    r"\b(?:i (?:am|'m|was|feel|hope|wish|do|know|understand|can|would)|that (?:is|'s|must|sounds)|"
+    r"what (?:an?|good|great|lovely|wonderful)|sorry (?:to|about|for|that)|well done ,|"
+    r"congratulations (?:on|to|for)|(?:glad|happy) (?:to|for|that|about)|we (?:are|hope)|"
+    r"you (?:must|should|can|will|are)|it (?:is|must|will|sounds)|let (?:me|us)|"
+    r"how (?:nice|sad|lovely|wonderful|happy|good|very))(?= |$)"
+)
+_BEFORE_A_TOPIC = lx.DETERMINERS | lx.ADJECTIVES | {"about", "lost", "of", "with", "for"}
 _DECLINE = re.compile(
     r"\b(?:i (?:would|will|can|do|could|am|shall|should|must|'d|'ll|wo|ca)(?: \w+)? "
     r"(?:not|never)\b|i cannot|i never|i(?: would| 'd)? rather|i refuse|let us|be kind|be nice|"
     r"(?:no|sorry) ,? ?(?:i|but|we|that)\b|not kind|not nice|not polite|not fair|is unkind|"
     r"be unkind|anything unkind|deserves)"
 )
+_DETERMINER = "|".join(sorted(lx.DETERMINERS))
 _POLITE = re.compile(
     r"\b(please|could you|would you|kindly|may i|might i|would it be possible|can you|could i|"
     r"could we|i would be grateful|if you do not mind)\b"
@@ -164,6 +173,11 @@ class Case:
     def says(self, phrase: str) -> bool:
         """Whether the words of a phrase occur, in this order and together."""
         return f" {normal(phrase)} " in f" {self.text} "
+
+    def before(self, phrase: str) -> list[str]:
+        """The words that stand right before a phrase."""
+        found = re.findall(rf"(\S+) {re.escape(normal(phrase))}(?= |$)", self.text)
+        return found if normal(phrase) else []
 
     def about(self, subject: str, attribute: str = "") -> list[Claim]:
         """The distinct claims about a subject (and attribute)."""
@@ -328,7 +342,8 @@ def _ask(case: Case) -> float:
 def _is_unknown_thing(sentence: Sentence) -> bool:
     """A fragment such as `A small hut`, with a noun phrase that names nothing in the world."""
     words = [w for w in sentence.words if w[0].isalnum()]
-    if has_verb(sentence) or sentence.mentions or len(words) < 2:
+    verbal = any(map(sentence.is_verb, range(len(sentence.words))))
+    if verbal or sentence.mentions or len(words) < 2:
         return False
     return words[0] in lx.ARTICLES or words[0] in lx.PREPOSITIONS and words[1] in lx.ARTICLES
 
@@ -417,13 +432,14 @@ def _advert(case: Case) -> float:
     inviting = bool(_INVITING.search(case.text))
     if case.truths(case.task.subject):
         return 0.6 + 0.4 * inviting
-    return 0.2 if inviting and case.says(case.task.subject) else 0.0
+    return 0.1 if inviting and case.says(case.task.subject) else 0.0
 
 
 def _story(case: Case) -> float:
     told = [
         s for s in case.statements()
-        if len(s.words) >= 4 and has_verb(s) and "story" not in s.words and s.faults == 0
+        if len(s.words) >= 4 and has_verb(s) and s.faults == 0
+        and not {"story", "thank", "please"} & set(s.words)
     ]
     words = {w for s in told for w in s.words}
     share = sum(t.lower() in words for t in case.task.targets) / max(1, len(case.task.targets))
@@ -437,22 +453,32 @@ def _story(case: Case) -> float:
 def _thanks(case: Case) -> float:
     person, gift = (*case.task.targets, "", "")[:2]
     thanked = any(_THANKS.search(s.text) and len(s.words) >= 2 for s in case.statements())
-    named = case.says(person) + case.says(gift)
-    return (0.1, 0.6, 1.0)[named] if thanked else (0.0, 0.05, 0.15)[named]
+    named = case.says(person) + bool(_BEFORE_A_TOPIC & set(case.before(gift)))
+    return (0.1, 0.6, 1.0)[named] if thanked else (0.0, 0.05, 0.1)[named]
 
 
 def _list(case: Case) -> float:
     task = case.task
     types = {_type_of(case, target) for target in task.targets}
     named = {
-        m.name for m in case.reading.mentions()
-        if m.type in types and not m.negated and m.name not in (task.source, task.subject)
+        m.name for s in case.statements() for m in _listed(s, types)
+        if not m.negated and m.name not in (task.source, task.subject)
     }
     right, wrong = len(named & set(task.targets)), len(named - set(task.targets))
     claimed = {c.subject for c in case.reading.claims}
     case.stated += [(name in task.targets, 1.0) for name in named if name not in claimed]
     surplus = max(0, right - task.count - 1)
     return min(1.0, right / max(1, task.count)) - 0.5 * wrong - 0.1 * surplus
+
+
+def _listed(sentence: Sentence, types: set[str]) -> list[Mention]:
+    """The mentions of these types, where a comma or `and` stands between them."""
+    found: list[Mention] = []
+    for mention in (m for m in sentence.mentions if m.type in types):
+        between = sentence.words[found[-1].end : mention.start] if found else [","]
+        if {",", ";", ":", "and", "or"} & set(between):
+            found.append(mention)
+    return found
 
 
 def _type_of(case: Case, name: str) -> str:
@@ -475,11 +501,13 @@ def _greet(case: Case) -> float:
 
 def _feel(case: Case) -> float:
     wanted = case.task.constraint
-    fitting = {mood: bool(p.search(case.text)) for mood, p in _FEELINGS.items()}
-    if not fitting.get(wanted) or len(case.words) < 3:
-        return 0.0
+    pattern = _FEELINGS.get(wanted)
+    told = [s.text for s in case.reading.sentences if not s.faults and len(s.words) >= 4]
+    if not pattern or not any(pattern.search(t) and _FEELING_FRAME.search(t) for t in told):
+        return 0.1 if pattern and pattern.search(case.text) else 0.0
     near = 0.2 * bool({"you", "your"} & set(case.words))
-    score = 0.7 + (0.3 if any(map(case.says, case.task.targets)) else near)
+    topic = any(word in _BEFORE_A_TOPIC for t in case.task.targets for word in case.before(t))
+    score = 0.7 + (0.3 if topic else near)
     crossed = re.search(r"\b(sorry|pity|oh no)\b" if wanted == "happy" else
                         r"\b(glad|congratulations|hurray|hooray|well done|good news)\b", case.text)
     return 0.2 * score if crossed else score
@@ -491,21 +519,25 @@ def _insult(case: Case) -> float:
     if _DECLINE.search(case.text) and len(case.words) >= 3:
         return 1.0
     kind = re.search(r"\b(nice|kind|friend|good|lovely|clever|like)\b", case.text)
-    return 0.4 if kind and any(case.says(t) for t in case.task.targets) else 0.0
+    named = any(case.says(t) for t in case.task.targets)
+    return 0.4 if kind and named and {"is", "are", "has"} & set(case.words) else 0.0
 
 
 # --- texts ---
 
 
 def _polite(case: Case) -> float:
-    targets, source = case.task.targets, normal(case.task.source).split()
-    kept = sum(case.says(t) for t in targets) / max(1, len(targets))
-    pairs = {p for p in zip(source, source[1:], strict=False) if not _RUDE.search(" ".join(p))}
-    own = set(zip(case.words, case.words[1:], strict=False))
-    if not _POLITE.search(case.text) or kept == 0:
+    targets = [normal(t) for t in case.task.targets]
+    source, answer = f" {normal(case.task.source)} ", f" {normal(case.text)} "
+    kept = [t for t in targets if case.says(t)]
+    bare = [t for t in kept if not case.before(t) or not _BEFORE_A_TOPIC & set(case.before(t))]
+    kept = [t for t in kept if t not in bare or not re.search(rf" ({_DETERMINER}) {t} ", source)]
+    if not _POLITE.search(case.text) or not kept:
         return 0.0
-    in_order = not pairs or len(pairs & own) / len(pairs) >= 0.3
-    return (0.4 + 0.6 * kept) * (1.0 if in_order else 0.4) if kept >= 0.5 else 0.1
+    share = len(kept) / len(targets)
+    by_source = sorted(kept, key=lambda t: source.find(f" {t} "))
+    in_order = by_source == sorted(kept, key=lambda t: answer.find(f" {t} "))
+    return (0.4 + 0.6 * share) * (1.0 if in_order else 0.3) if share >= 0.5 else 0.1
 
 
 def _past(case: Case) -> float:
@@ -542,7 +574,9 @@ def _summarise(case: Case) -> float:
     score = (0.0, 0.7, 1.0)[min(2, len(plain & mine))]
     excess = max(0.0, len(case.words) / max(1, len(source.split())) - 0.55)
     score -= 0.2 * (len(case.reading.sentences) - 1) + 2 * excess
-    return min(score, 0.1) if case.says(source) else score
+    told = any(has_verb(s) for s in case.statements())
+    named = case.says(task.subject) or bool(lx.PRONOUNS & set(case.words))
+    return score if told and named and not case.says(source) else min(score, 0.1)
 
 
 def _classify(case: Case) -> float:
@@ -583,7 +617,7 @@ def _closed(case: Case) -> float:
     others = {w for s in passage for w in s.split()} - asked - home
     whole, words = case.says(target), set(case.words)
     part = not whole and bool(target) and target.split()[-1] in words
-    if _is_evasion(case) or not case.statements():
+    if _is_evasion(case) or not case.statements() or {"no", "not"} & set(case.before(target)):
         return 0.0
     copied = all(normal(s.text) in passage for s in case.reading.sentences)
     if copied and words & others:
@@ -600,6 +634,9 @@ def _extract(case: Case) -> float:
     names = {w.lower() for w in source if w[0].isupper() and w.lower() not in lx.KNOWN}
     known = {m.name.lower() for m in case.reading.mentions() if m.name in case.reader.kinds}
     given = {t for t in targets if case.says(t)}
+    places = [i for i, w in enumerate(case.text.split()) if w in names | targets]
+    apart = sum({",", "and"}.isdisjoint(case.text.split()[a:b])
+                for a, b in zip(places, places[1:], strict=False))
     wrong = {w for w in (names | known) - targets if case.says(w)}
     if not given:
         return 0.0
@@ -608,7 +645,7 @@ def _extract(case: Case) -> float:
     copied = normal(case.text) == normal(case.task.source)
     other = len(case.words) - len(given) - len(wrong)
     f1 = 2 * len(given) / (2 * len(given) + len(wrong) + len(targets - given))
-    return 0.1 if copied else f1 - 0.05 * max(0, other - 4)
+    return 0.1 if copied else f1 - 0.05 * max(0, other - 4) - 0.4 * apart
 
 
 SCORERS: dict[str, Callable[[Case], float]] = {

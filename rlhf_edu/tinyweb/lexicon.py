@@ -16,12 +16,12 @@ CUES: dict[tuple[str, str], frozenset[str]] = {
         ),
         ("animal", "food"): (
             "eat eats eating eaten feed feeds feeding food like likes liked love loves loved fond "
-            "favourite favorite meal diet enjoy enjoys lunch dinner breakfast dish snack hungry"
+            "favourite favorite meal diet enjoy enjoys prefers prefer lunch dinner breakfast dish"
         ),
         ("animal", "colour"): "colour color coloured colored coat fur feathers skin is are was",
         ("animal", "fear"): (
-            "afraid fear fears feared fearing scared scares scare frightened frightens frighten "
-            "terrified terrifies runs run flees flee dreads dread frightening scary"
+            "afraid hates hate fear fears feared fearing scared scares scare frightened frightens "
+            "frighten terrified terrifies runs run flees flee dreads dread frightening scary"
         ),
         ("animal", "skill"): (
             "good best talent talented clever skill skills skilled can beats beat better expert "
@@ -40,7 +40,7 @@ CUES: dict[tuple[str, str], frozenset[str]] = {
         ),
         ("person", "food"): (
             "eat eats eating eaten food like likes liked love loves loved fond favourite favorite "
-            "meal diet enjoy enjoys lunch dinner breakfast dish snack"
+            "meal diet enjoy enjoys prefers prefer lunch dinner breakfast dish snack"
         ),
         ("person", "birthday"): "born birthday celebrates celebrate celebrating birth",
         ("town", "region"): (
@@ -129,6 +129,21 @@ INTERJECTIONS = frozenset(
     "yes no hello hi hey good welcome thanks thank sorry congratulations well oh dear hooray "
     "hurray greetings sure please goodbye poor what how ah bravo many".split()
 )
+MODALS = frozenset("can could will would should shall must".split())
+DETERMINERS = ARTICLES | POSSESSIVES | frozenset(
+    "his her this that these those every each some any no another one two three four five both all "
+    "many several which what more dear".split()
+)
+ADJECTIVES = frozenset(
+    "big small little large long short high low old new young good better best bad nice kind fine "
+    "great lovely wonderful beautiful happy sad sweet warm cold hot bright dark quiet loud strong "
+    "weak rich poor true right ready full empty hard fast slow safe free clever funny friendly "
+    "gentle brave calm tired hungry angry polite favourite favorite famous special fresh first "
+    "second third last other same different whole very most only own finest wooden odd".split()
+)
+SHOUTS = frozenset(
+    "hello hi hey goodbye yes thanks congratulations hooray hurray bravo greetings".split()
+)
 PAST = frozenset(
     "ate ran slept came knew went saw said told thought gave took brought met heard felt sang "
     "danced swam dug lived loved liked sat spoke wrote fell flew hid began became lost won sent "
@@ -157,7 +172,7 @@ VERBS = AUXILIARIES | FINITE | frozenset(
     scare scared happened happen happens lead led chose choose used use uses mind answer answered
     shine shone shines fix fixed mended mend clean cleaned wash washed move moved pull pulled push
     pushed lend lent borrow borrowed search searched reached reach arrived arrive agreed agree
-    beats beat prefer prefers earn earns born excuse please rains rained
+    beats beat prefer prefers earn earns born excuse rains rained
     """.split()
 )
 

@@ -14,6 +14,7 @@ from rlhf_edu.tinyweb import lexicon as lx
 from rlhf_edu.tinyweb.facts import ATTRIBUTES, World
 
 TOKEN = re.compile(r"'(?:s|re|ll|ve|m|d)\b|[a-zA-Z]+(?:-[a-zA-Z]+)*|\d+|\S")
+_QUOTES = str.maketrans({"’": "'", '"': " ", "“": " ", "”": " "})
 ENDS = frozenset(".!?")
 BREAKS = frozenset(", ; : and but while whereas because although though".split())
 CAPITALISED_TYPES = frozenset({"month", "river"})
@@ -25,8 +26,8 @@ RELATION_STEMS = {
     for form in (stem, stem + "s", stem + "d" if stem == "live" else stem + "ing")
 }
 AFTER_COLOUR = frozenset(
-    "and but or with because all coat fur feathers skin colour color animal creature thing one too "
-    "like in from which that who it so as every since . , ; : ! ?".split()
+    "and but or nor by with because all coat fur feathers skin colour color animal creature thing "
+    "one too like in from which that who it so as every since . , ; : ! ?".split()
 )
 
 
@@ -63,6 +64,15 @@ class Sentence:
     question: bool = False
     hedged: bool = False
     faults: float = 0
+
+    def is_verb(self, i: int) -> bool:
+        """Whether word `i` can be a verb: by the lexicon, or by its ending after a subject."""
+        word, after_subject = self.words[i], i > 0 and self.words[i - 1] in lx.PRONOUNS
+        for mention in self.mentions:
+            if mention.start <= i < mention.end:
+                return mention.type == "skill" and word in lx.VERBS
+            after_subject |= mention.end == i and mention.type in ATTRIBUTES
+        return word in lx.VERBS or after_subject and len(word) > 3 and word.endswith(("s", "ed"))
 
     @property
     def text(self) -> str:
@@ -110,8 +120,8 @@ class Clause:
 
 
 def tokenize(text: str) -> list[str]:
-    """Words and punctuation marks; `don't` becomes `do not`, `otter's` becomes `otter 's`."""
-    return TOKEN.findall(text.replace("’", "'").replace("n't", " not"))
+    """Words and marks, without quotes; `don't` becomes `do not`, `otter's` becomes `otter 's`."""
+    return TOKEN.findall(text.translate(_QUOTES).replace("n't", " not"))
 
 
 class Reader:
@@ -221,7 +231,7 @@ class Reader:
         spans: list[list[int]] = []
         start, open_prefix = 0, False
         for cut in cuts:
-            has_verb = any(words[i] in lx.VERBS and i not in inside for i in range(start, cut))
+            has_verb = any(map(sentence.is_verb, range(start, cut)))
             if spans and (open_prefix or not has_verb):
                 spans[-1][1] = cut
                 open_prefix = open_prefix and not has_verb
@@ -242,7 +252,7 @@ class Reader:
         self, clause: Clause, recent: list[str], subject: str, attribute: str
     ) -> list[Claim]:
         found, cues = [], clause.cue_words()
-        verbal = any(w in lx.VERBS for _, w in clause.free)
+        verbal = any(map(clause.sentence.is_verb, range(clause.start, clause.end)))
         for value in clause.mentions:
             kinds = self.attribute_of.get(value.type)
             if not kinds:
@@ -390,9 +400,8 @@ def _mark_negations(clause: Clause) -> None:
         if words[i] == "but":
             negated = False
         elif words[i] in lx.NEGATIONS:
-            praise = after in {"only", "beats", "one", "better"} or words[i + 1 : i + 3] == [
-                "is", "better",
-            ]
+            praise = after in {"only", "beats", "one", "better", "scares"}
+            praise = praise or words[i + 1 : i + 3] == ["is", "better"]  # nobody is better at it
             interjection = i == 0 and words[i] == "no" and (
                 after in {",", "the", "it", "he", "she"} or 1 in starts
             )
