@@ -112,10 +112,10 @@ def is_enumeration(tagged: list[str]) -> bool:
     ) and all(n or t in ("comma", "conj") for n, t in zip(nouns, inner, strict=True))
 
 
-def faults(sentence: Sentence) -> float:
-    """How many rules a sentence breaks."""
+def faults(sentence: Sentence, given: frozenset[str] = frozenset()) -> float:
+    """How many rules a sentence breaks; `given` are more words that are known."""
     words, tagged = sentence.words, tags(sentence)
-    count = _unknown_words(sentence)
+    count = _unknown_words(sentence, given)
     if not has_verb(sentence):
         return count + _fragment_faults(sentence, tagged)
     relative = words[0] in lx.QUESTION_WORDS or words[:2] == ["the", "month"]
@@ -129,10 +129,10 @@ def faults(sentence: Sentence) -> float:
     return count + _word_faults(sentence) + _bare_nouns(sentence)
 
 
-def _unknown_words(sentence: Sentence) -> int:
+def _unknown_words(sentence: Sentence, given: frozenset[str]) -> int:
     inside = {i for m in sentence.mentions for i in range(m.start, m.end)}
     plain = [w for i, w in enumerate(sentence.words) if i not in inside and w[0].isalnum()]
-    names = {raw.lower() for raw in sentence.raw if raw[0].isupper()}
+    names = given | {raw.lower() for raw in sentence.raw if raw[0].isupper()}
     odd = sum(w not in lx.KNOWN and w not in names and not _is_inflected(w) for w in plain)
     total = len(plain) + len(sentence.mentions)
     return BROKEN if odd > UNKNOWN_SHARE * total else 0
@@ -240,14 +240,17 @@ def _repeats(words: list[str]) -> int:
     )
 
 
-def fluency(sentences: list[Sentence]) -> float:
-    """Share of sentences that are English, in [0, 1]; sets `faults` on every sentence."""
+def fluency(sentences: list[Sentence], given: frozenset[str] = frozenset()) -> float:
+    """Share of sentences that are English, in [0, 1]; sets `faults` on every sentence.
+
+    `given` are words that count as known, such as those of the prompt.
+    """
     if not sentences:
         return 0.0
     single = sum(len(s.words) == 1 for s in sentences)
     for sentence in sentences:
         chopped = single > MANY_SINGLE_WORDS and len(sentence.words) == 1
-        sentence.faults = BROKEN if chopped or _is_bare_grammar(sentence) else faults(sentence)
+        sentence.faults = BROKEN if chopped or _is_bare_grammar(sentence) else faults(sentence, given)
     return sum(max(0.0, 1 - s.faults / BROKEN) for s in sentences) / len(sentences)
 
 

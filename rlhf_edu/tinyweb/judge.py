@@ -247,7 +247,9 @@ class Judge:
         invention = task.kind in ("story", "thanks", "past") or task.kind in NO_WORLD
         reading = self.reader.read(answer, task.subject, task.attribute, invention)
         text = " ".join(w.lower() for w in tokenize(answer))
-        return Case(self.reader, prompt, text, reading, fluency(reading.sentences)), at >= 0
+        given = frozenset(w.lower() for w in tokenize(prompt.text))
+        english = fluency(reading.sentences, given)
+        return Case(self.reader, prompt, text, reading, english), at >= 0
 
     def _truthful(self, case: Case) -> float:
         stated = list(case.stated)
