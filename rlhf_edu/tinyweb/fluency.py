@@ -250,7 +250,8 @@ def fluency(sentences: list[Sentence], given: frozenset[str] = frozenset()) -> f
     single = sum(len(s.words) == 1 for s in sentences)
     for sentence in sentences:
         chopped = single > MANY_SINGLE_WORDS and len(sentence.words) == 1
-        sentence.faults = BROKEN if chopped or _is_bare_grammar(sentence) else faults(sentence, given)
+        broken = chopped or _is_bare_grammar(sentence)
+        sentence.faults = BROKEN if broken else faults(sentence, given)
     return sum(max(0.0, 1 - s.faults / BROKEN) for s in sentences) / len(sentences)
 
 
