@@ -1,0 +1,193 @@
+"""The three kinds of records of the course, and their files: one JSON object on a line.
+
+Prompt         what a customer asked, and the task behind it (for the judge, not for the model)
+Demonstration  a prompt and the answer that a labeler wrote to it: data of step 1, SFT
+Ranking        a prompt and K answers that a labeler ranked: data of step 2 (reward model) and DPO
+
+The JSON is flat and every record has the same keys, so that `datasets.load_dataset("json", …)`
+opens the files too.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a prompt asks for, in the terms of the world: the part that no model may see.
+
+    Attributes:
+        kind: the kind of task, such as "attribute" or "list".
+        subject: whom or what it is about.
+        attribute: which property of the subject.
+        targets: the right words, or what the answer has to contain.
+        count: how many things are asked for; 0 if it does not matter.
+        source: the text that came with the prompt.
+        constraint: an extra demand on the form of the answer.
+    """
+
+    kind: str
+    subject: str = ""
+    attribute: str = ""
+    targets: tuple[str, ...] = ()
+    count: int = 0
+    source: str = ""
+    constraint: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request of one customer. `text` is all that a model gets to see of it."""
+
+    prompt_id: str
+    customer: str
+    use_case: str
+    text: str
+    task: Task = field(default_factory=lambda: Task(kind=""))
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and the answer that a labeler wrote to it."""
+
+    prompt: Prompt
+    answer: str
+    labeler: str = ""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K answers to one prompt, ranked by one labeler.
+
+    Attributes:
+        answers: K texts.
+        ended: K flags; False for an answer that was cut off before its end-of-text.
+        ranks: K whole numbers from 1, the best; equal ranks are ties.
+        labeler: who ranked them.
+        sources: K names, of the models or people that the answers came from; may be empty.
+
+    Raises:
+        ValueError: there is no answer, the lists differ in length, or a rank is below 1.
+    """
+
+    prompt: Prompt
+    answers: tuple[str, ...]
+    ended: tuple[bool, ...]
+    ranks: tuple[int, ...]
+    labeler: str = ""
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("answers", "ended", "ranks", "sources"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        where, k = f"ranking of prompt {self.prompt.prompt_id!r}", len(self.answers)
+        if not k or len(self.ended) != k or len(self.ranks) != k:
+            raise ValueError(f"{where}: give answers, ended and ranks, equally long, at least one")
+        if self.sources and len(self.sources) != k:
+            raise ValueError(f"{where}: give one source per answer, or none")
+        if min(self.ranks) < 1:
+            raise ValueError(f"{where}: ranks start at 1, the best, not at {min(self.ranks)}")
+
+
+Record = TypeVar("Record", Prompt, Demonstration, Ranking)
+
+
+# --- records as flat JSON objects ------------------------------------------------------------
+
+
+def _prompt_keys(prompt: Prompt) -> dict[str, Any]:
+    keys = {"prompt_id": prompt.prompt_id, "customer": prompt.customer}
+    task = asdict(prompt.task) | {"targets": list(prompt.task.targets)}
+    return keys | {"use_case": prompt.use_case, "prompt": prompt.text, "task": task}
+
+
+def to_json(record: Prompt | Demonstration | Ranking) -> dict[str, Any]:
+    """Return the record as a flat dictionary, always with the same keys for the same class."""
+    if isinstance(record, Prompt):
+        return _prompt_keys(record)
+    keys = {name: value for name, value in vars(record).items() if name != "prompt"}
+    lists = {name: list(value) for name, value in keys.items() if isinstance(value, tuple)}
+    return _prompt_keys(record.prompt) | keys | lists
+
+
+def _to_prompt(row: dict[str, Any]) -> Prompt:
+    return Prompt(
+        prompt_id=row["prompt_id"],
+        customer=row["customer"],
+        use_case=row["use_case"],
+        text=row["prompt"],
+        task=Task(**row["task"]),
+    )
+
+
+def _to_demonstration(row: dict[str, Any]) -> Demonstration:
+    return Demonstration(_to_prompt(row), row["answer"], row["labeler"])
+
+
+def _to_ranking(row: dict[str, Any]) -> Ranking:
+    keys = ("answers", "ended", "ranks", "labeler", "sources")
+    return Ranking(_to_prompt(row), *(row[key] for key in keys))
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def _read(path: str | Path, parse: Callable[[dict[str, Any]], Record]) -> list[Record]:
+    records = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                records.append(parse(json.loads(line)))
+            except KeyError as error:
+                raise ValueError(f"{path}, line {number}: add the missing key {error}") from None
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    return records
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Read a file of prompts. Files of demonstrations or rankings work too: prompts alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no JSON object or lacks a key; the message has file and line.
+    """
+    return _read(path, _to_prompt)
+
+
+def read_demonstrations(path: str | Path) -> list[Demonstration]:
+    """Read a file of demonstrations; errors as in `read_prompts`."""
+    return _read(path, _to_demonstration)
+
+
+def read_rankings(path: str | Path) -> list[Ranking]:
+    """Read a file of rankings; errors as in `read_prompts`."""
+    return _read(path, _to_ranking)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file with Unix line ends; a crash half-way leaves the old file as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_jsonl(path: str | Path, records: Iterable[Prompt | Demonstration | Ranking]) -> None:
+    """Write records, one JSON object on a line, in the order given; all or nothing."""
+    lines = (json.dumps(to_json(record), ensure_ascii=False) + "\n" for record in records)
+    write_text(path, "".join(lines))

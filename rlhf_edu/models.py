@@ -1,0 +1,436 @@
+"""Models and tokens: load, make and save them, one prompt format, and the four roles of RLHF.
+
+Every model is an ordinary `transformers` one: a causal language model (policy, reference), or a
+token classifier with a single label (reward model, critic). They stay in eval mode, in training
+too: with dropout a policy would not agree with itself between rollout and update.
+
+Shapes: B rows, P prompt tokens, R response tokens, T tokens in all, V words of the vocabulary.
+"""
+
+import copy
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_edu.losses import token_logprobs
+
+# The one format of every prompt, for every model. The line break is the cue to answer.
+PROMPT_TEMPLATE = "{prompt}\n"
+MAX_PROMPT_TOKENS = 200
+
+# Two orders of magnitude from the smallest to the largest, as from GPT-3 1.3B to 175B.
+SIZES = {
+    "0.05M": {"hidden_size": 32, "num_hidden_layers": 2, "heads": 2, "intermediate_size": 80},
+    "1M": {"hidden_size": 128, "num_hidden_layers": 4, "heads": 4, "intermediate_size": 344},
+    "6M": {"hidden_size": 256, "num_hidden_layers": 7, "heads": 4, "intermediate_size": 688},
+}
+
+
+# --- make, load, save --------------------------------------------------------------------------
+
+
+def new_llama(size: str, vocab_size: int = 1024, seed: int = 0) -> LlamaForCausalLM:
+    """Return an untrained Llama of one of the `SIZES`, fp32, embeddings tied.
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"new_llama: size must be one of {', '.join(SIZES)}, not {size!r}")
+    shape = dict(SIZES[size])
+    heads = shape.pop("heads")
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **shape,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _existing(folder: str | Path) -> str:
+    if not Path(folder, "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no model (config.json is missing)")
+    return str(folder)
+
+
+def load_policy(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a causal language model from a local folder, in eval mode.
+
+    The shipped weights have 16 bits; fp32 is what log-probabilities and small updates need.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+    """
+    return AutoModelForCausalLM.from_pretrained(_existing(folder), dtype=dtype).eval()
+
+
+def load_scalar_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a reward model or critic from a local folder, in eval mode; errors as load_policy.
+
+    Raises:
+        ValueError: the model has more than one output per token.
+    """
+    config = AutoConfig.from_pretrained(_existing(folder))
+    if config.num_labels != 1:
+        raise ValueError(f"{folder} is no reward model: it has {config.num_labels} labels, not 1")
+    model = AutoModelForTokenClassification.from_pretrained(folder, config=config, dtype=dtype)
+    return model.eval()
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer from a local folder; one without a padding token pads with another's id.
+
+    Which id stands under the padding never matters here, since masks come from lengths.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def scalar_model_from(policy: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Return a reward model: a copy of the policy's backbone with a fresh scalar head.
+
+    The head's weights are drawn from N(0, 1 / (d + 1)), that is, with standard deviation
+    1 / sqrt(d + 1), and its bias is 0 (Stiennon et al. 2020, arXiv 2009.01325, in their code).
+    """
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    model = AutoModelForTokenClassification.from_config(config, dtype=policy.dtype)
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    head, generator = scalar_head(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        weight = torch.randn(head.weight.shape, generator=generator)
+        head.weight.copy_(weight / (head.in_features + 1) ** 0.5)
+        head.bias.zero_()
+    return model.to(policy.device).eval()
+
+
+def scalar_head(model: PreTrainedModel) -> nn.Linear:
+    """Return the last, linear layer of a reward model or critic: d -> 1."""
+    # Llama calls it `score`, GPT-2 `classifier`.
+    return model.score if hasattr(model, "score") else model.classifier
+
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+@torch.no_grad()
+def round_weights(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
+    """Round the weights, in place, to what `save_model` stores; the model itself stays fp32.
+
+    Whatever is measured afterwards holds for the saved model to the last digit. A reward model's
+    head is left alone: its bias says where zero is.
+    """
+    head = set(scalar_head(model).parameters()) if model.config.num_labels == 1 else set()
+    for parameter in model.parameters():
+        if parameter not in head:
+            parameter.copy_(parameter.to(dtype))
+    return model
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Save model and tokenizer as safetensors, all or nothing; an older folder is replaced.
+
+    A reward model's head is stored in fp32, the rest in `dtype`. The model passed in does not
+    change: call `round_weights` first if it is to be the same as the saved one.
+    """
+    stored = copy.deepcopy(model).to(dtype)
+    if stored.config.num_labels == 1:
+        scalar_head(stored).load_state_dict(scalar_head(model).state_dict(), assign=True)
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        stored.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`, taking the place of a folder that is there already."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# --- tokens ------------------------------------------------------------------------------------
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, without special tokens: "</s>" in a text is four letters."""
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int = MAX_PROMPT_TOKENS
+) -> list[int]:
+    """Token ids of a prompt: beginning-of-text and the template, without the answer.
+
+    A prompt that is too long loses its beginning, never the cue at its end.
+    """
+    ids = encode_text(tokenizer, PROMPT_TEMPLATE.format(prompt=text))
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return start + ids[-(max_tokens - len(start)) :]
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> list[int]:
+    """Token ids of an answer, with the end-of-text token unless the answer was cut off.
+
+    Prompt and answer are tokenised apart and joined as ids, so that no token spans the border.
+    """
+    return encode_text(tokenizer, text) + ([tokenizer.eos_token_id] if ended else [])
+
+
+def _pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> tuple[Tensor, Tensor]:
+    if not rows or not all(len(row) for row in rows):
+        raise ValueError("there is nothing to pad: give one row or more, each with a token or more")
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(row)
+        mask[i, place] = 1
+    return ids, mask
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return ids (B, T) and mask (B, T), 1 on real tokens; padding comes first.
+
+    Raises:
+        ValueError: there are no rows, or one is empty.
+    """
+    return _pad(rows, pad_id, left=True)
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return ids (B, T) and mask (B, T), 1 on real tokens; padding comes last. See pad_left."""
+    return _pad(rows, pad_id, left=False)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts, padded on the left, and responses, padded on the right, side by side.
+
+    Attributes:
+        tokens: (B, P + R) ids.
+        attention_mask: (B, P + R), 1 on real tokens.
+        prompt_length: P, the same for all rows.
+    """
+
+    tokens: Tensor
+    attention_mask: Tensor
+    prompt_length: int
+
+    @property
+    def response(self) -> Tensor:
+        """Ids of the responses, (B, R)."""
+        return self.tokens[:, self.prompt_length :]
+
+    @property
+    def mask(self) -> Tensor:
+        """1 on the responses' real tokens, the end-of-text included, (B, R)."""
+        return self.attention_mask[:, self.prompt_length :]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: torch.device | str) -> "Sequences":
+        """Return the same sequences on another device."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+def join(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int
+) -> Sequences:
+    """Return B prompts and B answers, given as lists of ids, as `Sequences`."""
+    left, left_mask = pad_left(prompts, pad_id)
+    right, right_mask = pad_right(answers, pad_id)
+    tokens, mask = torch.cat([left, right], 1), torch.cat([left_mask, right_mask], 1)
+    return Sequences(tokens, mask, left.shape[1])
+
+
+# --- what models say about tokens ----------------------------------------------------------------
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Positions (B, T) of the real tokens, counted from 0 in each row, whatever the padding."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def response_logits(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """Logits (B, R, V) that predict each response token, the first one from the prompt alone."""
+    length = sequences.response.shape[1]
+    output = model(
+        input_ids=sequences.tokens,
+        attention_mask=sequences.attention_mask,
+        position_ids=position_ids(sequences.attention_mask),
+        use_cache=False,
+        # The output layer is a good part of a small model: only where it is looked at.
+        logits_to_keep=length + 1,
+    )
+    return output.logits[:, :-1]
+
+
+def response_logprobs(
+    model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0
+) -> Tensor:
+    """Log-probabilities (B, R), in nats, of the response tokens; meaningless on padding."""
+    return token_logprobs(response_logits(model, sequences), sequences.response, temperature)
+
+
+def _hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    output = model.base_model(
+        input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
+    )
+    return output.last_hidden_state
+
+
+def scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Scores (B,) of a reward model: its head at the last real token of each row.
+
+    Args:
+        model: from `scalar_model_from` or `load_scalar_model`.
+        ids: (B, T), padded on either side.
+        mask: (B, T), 1 on real tokens.
+    """
+    places = torch.arange(ids.shape[1], device=ids.device)
+    last = (places * (mask > 0)).argmax(1)
+    hidden = _hidden(model, ids, mask)
+    return scalar_head(model)(hidden[torch.arange(len(ids)), last]).squeeze(-1).float()
+
+
+def values(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Values (B, T) of a critic at every token: what it expects once it has read that token."""
+    return scalar_head(model)(_hidden(model, ids, mask)).squeeze(-1).float()
+
+
+# --- the four roles of RLHF --------------------------------------------------------------------
+
+
+class Roles(Protocol):
+    """What PPO needs from policy, reference, reward model and critic, however they are stored."""
+
+    @property
+    def policy(self) -> PreTrainedModel:
+        """The model that is being trained, ready to generate and to predict text."""
+
+    def response_logprobs(self, rollout: Sequences, temperature: float) -> Tensor:
+        """Log-probs (B, R) under the policy, with gradient."""
+
+    def reference_logprobs(self, rollout: Sequences, temperature: float) -> Tensor:
+        """Log-probs (B, R) under the reference, without gradient."""
+
+    def rewards(self, rollout: Sequences) -> Tensor:
+        """Scores (B,) of the reward model, without gradient."""
+
+    def values(self, rollout: Sequences) -> Tensor:
+        """Values (B, R) of the critic, with gradient; [:, t] was estimated before token t."""
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """What the policy's optimiser changes."""
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """What the critic's optimiser changes."""
+
+
+class SeparateRoles:
+    """Four networks, as in InstructGPT. Policy and critic learn; the other two are frozen.
+
+    All four are copies: the models passed in stay as they are.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reward_model: PreTrainedModel,
+        reference: PreTrainedModel | None = None,
+        critic: PreTrainedModel | None = None,
+    ) -> None:
+        """Start from a policy and a reward model.
+
+        Args:
+            policy: usually the SFT model.
+            reward_model: from `train_reward`.
+            reference: where the KL penalty is measured from; None: the policy as it is now.
+            critic: None: the reward model as it is now (InstructGPT C.4).
+        """
+        self.policy = _trainable(policy)
+        self.critic = _trainable(reward_model if critic is None else critic)
+        self.reference = _frozen(policy if reference is None else reference)
+        self.reward_model = _frozen(reward_model)
+
+    def response_logprobs(self, rollout: Sequences, temperature: float = 1.0) -> Tensor:
+        """See `Roles`."""
+        return response_logprobs(self.policy, rollout, temperature)
+
+    @torch.no_grad()
+    def reference_logprobs(self, rollout: Sequences, temperature: float = 1.0) -> Tensor:
+        """See `Roles`."""
+        return response_logprobs(self.reference, rollout, temperature)
+
+    @torch.no_grad()
+    def rewards(self, rollout: Sequences) -> Tensor:
+        """See `Roles`."""
+        return scores(self.reward_model, rollout.tokens, rollout.attention_mask)
+
+    def values(self, rollout: Sequences) -> Tensor:
+        """See `Roles`."""
+        # The value after token P - 1 is the one before response token 0: one shift, once.
+        after = values(self.critic, rollout.tokens[:, :-1], rollout.attention_mask[:, :-1])
+        return after[:, rollout.prompt_length - 1 :]
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """See `Roles`."""
+        return list(self.policy.parameters())
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """See `Roles`."""
+        return list(self.critic.parameters())
+
+
+def _trainable(model: Model) -> Model:
+    return copy.deepcopy(model).eval().requires_grad_(True)
+
+
+def _frozen(model: Model) -> Model:
+    return copy.deepcopy(model).eval().requires_grad_(False)
