@@ -2,15 +2,24 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from rlhf_edu.losses import ptx_loss
 from rlhf_edu.models import encode_text
 from rlhf_edu.training import (
     OnStep,
@@ -91,6 +100,8 @@ class PretrainConfig:
         warmup: steps in which the learning rate rises; afterwards a cosine to a tenth.
         weight_decay, betas: of AdamW.
         max_norm: the gradient is clipped to this norm.
+        bf16: multiply matrices in bfloat16 (weights, attention and loss stay fp32). Nearly twice
+            as fast on a processor with such instructions (avx512_bf16, AMX), slower without.
         seed: of the order of the blocks.
     """
 
@@ -102,6 +113,7 @@ class PretrainConfig:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     max_norm: float = 1.0
+    bf16: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,6 +121,48 @@ class PretrainConfig:
         require_between(self, 0, float("inf"), "warmup", "weight_decay")
         if self.steps is not None:
             require_positive(self, "steps")
+
+
+def _fp32_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    with torch.autocast(query.device.type, enabled=False):
+        query, key, value = query.float(), key.float(), value.float()
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+AttentionInterface.register("sdpa_fp32", _fp32_attention)
+AttentionMaskInterface.register("sdpa_fp32", sdpa_mask)
+
+
+@contextlib.contextmanager
+def bf16_products(model: PreTrainedModel, enabled: bool = True) -> Iterator[None]:
+    """Within this context the model multiplies matrices in bfloat16, but attends in fp32."""
+    if not enabled:
+        yield
+        return
+    before = model.config._attn_implementation
+    # On a CPU the backward pass of attention in bfloat16 costs several times that in fp32.
+    model.set_attn_implementation("sdpa_fp32")
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16):
+            yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
+    """Mean loss of blocks (B, T) of text without padding, in nats per token.
+
+    The same number as `losses.ptx_loss`, faster: torch's fused function, and no copy of a slice.
+    """
+    logits = model(input_ids=blocks[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.float().flatten(0, 1), blocks[:, 1:].flatten())
 
 
 def pretrain(
@@ -149,7 +203,8 @@ def pretrain(
             batch, rows = blocks[rows[: config.batch_size]], rows[config.batch_size :]
 
             # 2. How surprised is the model by each next token?
-            loss = ptx_loss(model(input_ids=batch, use_cache=False).logits, batch)
+            with bf16_products(model, config.bf16):
+                loss = next_token_loss(model, batch)
 
             # 3. Make it a little less surprised.
             lr = config.lr * warmup_cosine(step, steps, config.warmup)
@@ -170,6 +225,5 @@ def lm_loss(model: PreTrainedModel, blocks: Tensor, batch_size: int = 32) -> flo
     require_some(blocks, "lm_loss", "blocks")
     total = 0.0
     for batch in blocks.split(batch_size):
-        loss = ptx_loss(model(input_ids=batch, use_cache=False).logits, batch)
-        total += loss.item() * len(batch)
+        total += next_token_loss(model, batch).item() * len(batch)
     return total / len(blocks)
