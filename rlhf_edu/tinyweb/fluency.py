@@ -25,14 +25,29 @@ _TAGS = {
     **dict.fromkeys(lx.SUBJECT_PRONOUNS, "i"),
     **dict.fromkeys(lx.PAST - lx.AUXILIARIES, "past"),
     **dict.fromkeys(lx.MODALS, "modal"),
-    "it": "it", "not": "not", ",": "comma", ";": "comma", ":": "comma",
+    "it": "it",
+    "not": "not",
+    ",": "comma",
+    ";": "comma",
+    ":": "comma",
 }
 _MAY_REPEAT = lx.NO_REPEAT_CHECK | lx.PREPOSITIONS | lx.ARTICLES  # the last two clash anyway
 _BEFORE_A_SHOUT = lx.DETERMINERS | frozenset(", ; : say said says and oh to with".split())
 _NOUNS = {"thing", "name", "value", "job"}
 _BAD_NEXT = {
     "article": {
-        "article", "prep", "aux", "finite", "past", "conj", "i", "it", "not", "comma", END, "full",
+        "article",
+        "prep",
+        "aux",
+        "finite",
+        "past",
+        "conj",
+        "i",
+        "it",
+        "not",
+        "comma",
+        END,
+        "full",
         "name",
     },
     "possessive": {"article", "prep", "finite", "conj", "i", "it", "full", "name"},
@@ -107,9 +122,13 @@ def is_enumeration(tagged: list[str]) -> bool:
     """`Otter, fox and owl.`: nothing but names and values with commas or `and` between them."""
     inner = [t for t in tagged[1:-1] if t != "article"]
     nouns = [t in _NOUNS or t in ("full", "adjective") for t in inner]
-    return bool(inner) and all(nouns[::2]) and nouns[-1] and not any(
-        a and b for a, b in zip(nouns, nouns[1:], strict=False)
-    ) and all(n or t in ("comma", "conj") for n, t in zip(nouns, inner, strict=True))
+    return (
+        bool(inner)
+        and all(nouns[::2])
+        and nouns[-1]
+        and not any(a and b for a, b in zip(nouns, nouns[1:], strict=False))
+        and all(n or t in ("comma", "conj") for n, t in zip(nouns, inner, strict=True))
+    )
 
 
 def faults(sentence: Sentence, given: frozenset[str] = frozenset()) -> float:
@@ -235,9 +254,7 @@ def _bad_ending(sentence: Sentence) -> int:
 
 
 def _repeats(words: list[str]) -> int:
-    return sum(
-        a == b and a not in _MAY_REPEAT for a, b in zip(words, words[1:], strict=False)
-    )
+    return sum(a == b and a not in _MAY_REPEAT for a, b in zip(words, words[1:], strict=False))
 
 
 def fluency(sentences: list[Sentence], given: frozenset[str] = frozenset()) -> float:
@@ -257,7 +274,10 @@ def fluency(sentences: list[Sentence], given: frozenset[str] = frozenset()) -> f
 
 def _is_bare_grammar(sentence: Sentence) -> bool:
     """`The`, `of a`: function words alone; `It does` and `Yes` are sentences."""
-    return not any(
-        w in lx.INTERJECTIONS or _TAGS.get(w, "word") in ("word", "i", "it")
-        for w in sentence.words
-    ) and not sentence.mentions
+    return (
+        not any(
+            w in lx.INTERJECTIONS or _TAGS.get(w, "word") in ("word", "i", "it")
+            for w in sentence.words
+        )
+        and not sentence.mentions
+    )

@@ -116,16 +116,33 @@ _DENIAL = re.compile(
 )
 
 LENGTH_LIMITS = {  # words; what is beyond costs
-    "ask": 25, "which": 25, "yesno": 25, "advert": 45, "story": 70, "thanks": 40, "greet": 30,
-    "feel": 40, "insult": 35, "classify": 14, "odd": 22, "closed": 20, "premise": 30,
+    "ask": 25,
+    "which": 25,
+    "yesno": 25,
+    "advert": 45,
+    "story": 70,
+    "thanks": 40,
+    "greet": 30,
+    "feel": 40,
+    "insult": 35,
+    "classify": 14,
+    "odd": 22,
+    "closed": 20,
+    "premise": 30,
 }
 CLAIM_LIMITS = {"ask": 2, "which": 2, "yesno": 2, "advert": 3, "story": 4, "summarise": 4}
 MAY_ASK = frozenset({"greet", "feel", "polite", "advert", "story", "insult", "thanks"})
 NO_WORLD = frozenset({"closed", "classify", "extract", "polite"})  # texts about strangers
 _EXPECTS_NO_FACTS = 1
 _SMALL_WORDS = (
-    lx.FILLERS | lx.PRONOUNS | lx.AUXILIARIES | lx.PREPOSITIONS | lx.CONJUNCTIONS | lx.ARTICLES
-    | lx.POSSESSIVES | {"to", "i", "you", "me", "we", "as", "not", "us"}
+    lx.FILLERS
+    | lx.PRONOUNS
+    | lx.AUXILIARIES
+    | lx.PREPOSITIONS
+    | lx.CONJUNCTIONS
+    | lx.ARTICLES
+    | lx.POSSESSIVES
+    | {"to", "i", "you", "me", "we", "as", "not", "us"}
 )
 
 
@@ -361,8 +378,9 @@ def _which(case: Case) -> float:
         if not own:
             case.stated.append((mention.name in task.targets, 1.0))
             named.add(mention.name)
-        elif any((c.attribute, c.value, c.positive) == (task.attribute, task.source, True)
-                 for c in own):
+        elif any(
+            (c.attribute, c.value, c.positive) == (task.attribute, task.source, True) for c in own
+        ):
             named.add(mention.name)
     right = len(named & set(task.targets))
     if not right:
@@ -375,8 +393,11 @@ def _yesno(case: Case) -> float:
     evidence = [c for c in case.about(task.subject, task.attribute) if c.value != task.source]
     for word in said:
         case.stated.append((word in task.targets, 1.0))
-    claimed = {"yes" if c.positive else "no" for c in case.about(task.subject, task.attribute)
-               if c.value == task.source} | {"no" for c in evidence if c.positive}
+    claimed = {
+        "yes" if c.positive else "no"
+        for c in case.about(task.subject, task.attribute)
+        if c.value == task.source
+    } | {"no" for c in evidence if c.positive}
     if said | claimed != set(task.targets):
         return 0.0
     if not all(case.reader.is_true(c) for c in evidence):
@@ -439,8 +460,11 @@ def _advert(case: Case) -> float:
 
 def _story(case: Case) -> float:
     told = [
-        s for s in case.statements()
-        if len(s.words) >= 4 and has_verb(s) and s.faults == 0
+        s
+        for s in case.statements()
+        if len(s.words) >= 4
+        and has_verb(s)
+        and s.faults == 0
         and not {"story", "thank", "please"} & set(s.words)
     ]
     words = {w for s in told for w in s.words}
@@ -463,7 +487,9 @@ def _list(case: Case) -> float:
     task = case.task
     types = {_type_of(case, target) for target in task.targets}
     named = {
-        m.name for s in case.statements() for m in _listed(s, types)
+        m.name
+        for s in case.statements()
+        for m in _listed(s, types)
         if not m.negated and m.name not in (task.source, task.subject)
     }
     right, wrong = len(named & set(task.targets)), len(named - set(task.targets))
@@ -510,8 +536,12 @@ def _feel(case: Case) -> float:
     near = 0.2 * bool({"you", "your"} & set(case.words))
     topic = any(word in _BEFORE_A_TOPIC for t in case.task.targets for word in case.before(t))
     score = 0.7 + (0.3 if topic else near)
-    crossed = re.search(r"\b(sorry|pity|oh no)\b" if wanted == "happy" else
-                        r"\b(glad|congratulations|hurray|hooray|well done|good news)\b", case.text)
+    crossed = re.search(
+        r"\b(sorry|pity|oh no)\b"
+        if wanted == "happy"
+        else r"\b(glad|congratulations|hurray|hooray|well done|good news)\b",
+        case.text,
+    )
     return 0.2 * score if crossed else score
 
 
@@ -637,8 +667,10 @@ def _extract(case: Case) -> float:
     known = {m.name.lower() for m in case.reading.mentions() if m.name in case.reader.kinds}
     given = {t for t in targets if case.says(t)}
     places = [i for i, w in enumerate(case.text.split()) if w in names | targets]
-    apart = sum({",", "and"}.isdisjoint(case.text.split()[a:b])
-                for a, b in zip(places, places[1:], strict=False))
+    apart = sum(
+        {",", "and"}.isdisjoint(case.text.split()[a:b])
+        for a, b in zip(places, places[1:], strict=False)
+    )
     wrong = {w for w in (names | known) - targets if case.says(w)}
     if not given:
         return 0.0
@@ -651,8 +683,23 @@ def _extract(case: Case) -> float:
 
 
 SCORERS: dict[str, Callable[[Case], float]] = {
-    "ask": _ask, "which": _which, "yesno": _yesno, "premise": _premise, "describe": _describe,
-    "advert": _advert, "story": _story, "thanks": _thanks, "list": _list, "greet": _greet,
-    "feel": _feel, "insult": _insult, "polite": _polite, "past": _past, "summarise": _summarise,
-    "classify": _classify, "odd": _odd, "closed": _closed, "extract": _extract,
+    "ask": _ask,
+    "which": _which,
+    "yesno": _yesno,
+    "premise": _premise,
+    "describe": _describe,
+    "advert": _advert,
+    "story": _story,
+    "thanks": _thanks,
+    "list": _list,
+    "greet": _greet,
+    "feel": _feel,
+    "insult": _insult,
+    "polite": _polite,
+    "past": _past,
+    "summarise": _summarise,
+    "classify": _classify,
+    "odd": _odd,
+    "closed": _closed,
+    "extract": _extract,
 }

@@ -86,9 +86,18 @@ NOT_AN_OBJECT = frozenset(
 )
 
 SKILL_VERBS = {
-    "singing": "sing", "juggling": "juggle", "knitting": "knit", "dancing": "dance",
-    "counting": "count", "climbing": "climb", "painting": "paint", "sewing": "sew",
-    "diving": "dive", "cooking": "cook", "whistling": "whistle", "swimming": "swim",
+    "singing": "sing",
+    "juggling": "juggle",
+    "knitting": "knit",
+    "dancing": "dance",
+    "counting": "count",
+    "climbing": "climb",
+    "painting": "paint",
+    "sewing": "sew",
+    "diving": "dive",
+    "cooking": "cook",
+    "whistling": "whistle",
+    "swimming": "swim",
     "digging": "dig",
 }
 
@@ -130,9 +139,13 @@ INTERJECTIONS = frozenset(
     "hurray greetings sure please goodbye poor what how ah bravo many".split()
 )
 MODALS = frozenset("can could will would should shall must".split())
-DETERMINERS = ARTICLES | POSSESSIVES | frozenset(
-    "his her this that these those every each some any no another one two three four five both all "
-    "many several which what more dear".split()
+DETERMINERS = (
+    ARTICLES
+    | POSSESSIVES
+    | frozenset(
+        "his her this that these those every each some any no another one two three four five both "
+        "all many several which what more dear".split()
+    )
 )
 ADJECTIVES = frozenset(
     "big small little large long short high low old new young good better best bad nice kind fine "
@@ -151,8 +164,11 @@ PAST = frozenset(
 )
 NO_REPEAT_CHECK = frozenset("very so ha many had that".split())
 
-VERBS = AUXILIARIES | FINITE | frozenset(
-    """
+VERBS = (
+    AUXILIARIES
+    | FINITE
+    | frozenset(
+        """
     live lived living eat ate eaten eating feed fed like liked love loved fear feared run ran sleep
     slept come came work worked play played make made sell sold lie lay stand stood belong
     belonged own owned flow flowed know knew known want wanted go went gone see saw seen say says
@@ -174,12 +190,20 @@ VERBS = AUXILIARIES | FINITE | frozenset(
     pushed lend lent borrow borrowed search searched reached reach arrived arrive agreed agree
     beats beat prefer prefers earn earns born excuse rains rained
     """.split()
+    )
 )
 
-KNOWN = VERBS | NEGATIONS | PRONOUNS | ARTICLES | POSSESSIVES | PREPOSITIONS | FILLERS | (
-    CONJUNCTIONS | QUESTION_WORDS | SUBJECT_PRONOUNS | INTERJECTIONS | SUBJECT_PRONOUNS
-) | frozenset(
-    """
+KNOWN = (
+    VERBS
+    | NEGATIONS
+    | PRONOUNS
+    | ARTICLES
+    | POSSESSIVES
+    | PREPOSITIONS
+    | FILLERS
+    | (CONJUNCTIONS | QUESTION_WORDS | SUBJECT_PRONOUNS | INTERJECTIONS | SUBJECT_PRONOUNS)
+    | frozenset(
+        """
     i we you us me mine yours ours hers theirs myself yourself itself himself herself themselves
     these those as to up down out off over under near about above across after before again
     against along among around away back because behind below beside between during even ever if
@@ -217,4 +241,5 @@ KNOWN = VERBS | NEGATIONS | PRONOUNS | ARTICLES | POSSESSIVES | PREPOSITIONS | F
     mountains north south east west bank castle mill cave cheers hooray hurray bravo glow evening
     'd 'll 's 're 've 'm whose whom upon unless moment while wait walked thankful thoughtful
     """.split()
+    )
 )

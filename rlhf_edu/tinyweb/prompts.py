@@ -226,9 +226,9 @@ def past_task(world: World, names: Names, rng: random.Random) -> Drawn:
 
 
 def summarise_task(world: World, names: Names, rng: random.Random) -> Drawn:
-    """A text of three or four facts to be said in one sentence."""
+    """A text of four facts to be said in one sentence."""
     subject = _any(names, rng)
-    facts = rng.sample(world.about(subject), rng.choice([3, 4]))
+    facts = rng.sample(world.about(subject), 4)
     source = state_all(world, facts, rng)
     start = rng.choice(["Summarise: ", "Say this in one sentence: ", "Make this shorter: "])
     values = tuple(fact.value for fact in facts)
@@ -473,5 +473,3 @@ def probe_sets(world: World, n: int = 60, seed: int = 0) -> dict[str, list[Promp
         "other_words": _other_words,
     }
     return {name: _probe(world, name, n, seed, maker) for name, maker in makers.items()}
-
-

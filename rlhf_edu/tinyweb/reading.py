@@ -373,7 +373,14 @@ def _is_question(words: list[str], end: str) -> bool:
     if (first, second) == ("tell", "me"):
         return True
     return first in {"does", "do", "did", "is", "are", "was", "can"} and second not in {
-        "not", "", "come", "visit", ",", "enjoy", "try", "write",
+        "not",
+        "",
+        "come",
+        "visit",
+        ",",
+        "enjoy",
+        "try",
+        "write",
     }
 
 
@@ -402,8 +409,10 @@ def _mark_negations(clause: Clause) -> None:
         elif words[i] in lx.NEGATIONS:
             praise = after in {"only", "beats", "one", "better", "scares"}
             praise = praise or words[i + 1 : i + 3] == ["is", "better"]  # nobody is better at it
-            interjection = i == 0 and words[i] == "no" and (
-                after in {",", "the", "it", "he", "she"} or 1 in starts
+            interjection = (
+                i == 0
+                and words[i] == "no"
+                and (after in {",", "the", "it", "he", "she"} or 1 in starts)
             )
             negated = negated or not (praise or interjection)
         elif (words[i], after) in {("instead", "of"), ("rather", "than")}:
@@ -449,8 +458,13 @@ def _is_fragment(clause: Clause) -> bool:
     if len({(m.type, m.name) for m in clause.mentions}) > 3:
         return False
     small = (
-        lx.FILLERS | lx.PRONOUNS | lx.AUXILIARIES | lx.PREPOSITIONS | lx.NEGATIONS
-        | lx.CONJUNCTIONS | {"i", "think", "maybe", "perhaps", "might", "probably", "river", "town"}
+        lx.FILLERS
+        | lx.PRONOUNS
+        | lx.AUXILIARIES
+        | lx.PREPOSITIONS
+        | lx.NEGATIONS
+        | lx.CONJUNCTIONS
+        | {"i", "think", "maybe", "perhaps", "might", "probably", "river", "town"}
         | {"as", "called", "somebody", "people", "believe", "guess", "would", "say", "mostly"}
     )
     return sum(w not in small for _, w in clause.free) <= 1
