@@ -36,7 +36,7 @@ MAX_PROMPT_TOKENS = 200
 
 # Two orders of magnitude from the smallest to the largest, as from GPT-3 1.3B to 175B.
 SIZES = {
-    "0.05M": {"hidden_size": 32, "num_hidden_layers": 2, "heads": 2, "intermediate_size": 80},
+    "0.05M": {"hidden_size": 24, "num_hidden_layers": 2, "heads": 2, "intermediate_size": 64},
     "1M": {"hidden_size": 128, "num_hidden_layers": 4, "heads": 4, "intermediate_size": 344},
     "6M": {"hidden_size": 256, "num_hidden_layers": 7, "heads": 4, "intermediate_size": 688},
 }
@@ -45,7 +45,7 @@ SIZES = {
 # --- make, load, save --------------------------------------------------------------------------
 
 
-def new_llama(size: str, vocab_size: int = 1024, seed: int = 0) -> LlamaForCausalLM:
+def new_llama(size: str, vocab_size: int = 1536, seed: int = 0) -> LlamaForCausalLM:
     """Return an untrained Llama of one of the `SIZES`, fp32, embeddings tied.
 
     Raises:

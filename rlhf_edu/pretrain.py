@@ -38,7 +38,7 @@ from rlhf_edu.training import (
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE (GPT-2's kind): it can write any text, so it needs no unknown token.
 
     Args:
