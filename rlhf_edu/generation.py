@@ -1,0 +1,211 @@
+"""Sampling: prompts in, a `Rollout` out. One loop, with a cache of keys and values.
+
+The law that tokens are drawn from is softmax(logits / temperature) and nothing else, no top-k,
+no penalty: PPO scores the same tokens under the same law again, and must find the same numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_edu.losses import token_logprobs
+from rlhf_edu.models import Sequences, encode_prompt, pad_left, position_ids
+
+
+@dataclass(frozen=True)
+class Rollout(Sequences):
+    """Prompts and what a policy answered; see `Sequences` for tokens and masks.
+
+    Attributes:
+        ended: (B,) bool; False for an answer that ran into the limit.
+        logprobs: (B, R) of the response tokens when they were sampled, nats; 0 on padding.
+        stop: the text that ended an answer besides end-of-text, if any.
+    """
+
+    ended: Tensor
+    logprobs: Tensor
+    stop: str | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Response tokens of each row, end-of-text included, (B,)."""
+        return self.mask.sum(1)
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """The answers as B texts, without end-of-text or other special tokens."""
+        rows = zip(self.response.tolist(), self.lengths.tolist(), strict=True)
+        ids = [row[:length] for row, length in rows]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts if self.stop is None else [text.split(self.stop)[0] for text in texts]
+
+    def rows(self, index: slice | Tensor) -> "Rollout":
+        """Some of the rows, without the columns that are padding in all of them.
+
+        Args:
+            index: a slice, or (N,) row numbers.
+        """
+        mask = self.attention_mask[index]
+        columns = mask.any(0).nonzero().squeeze(1)
+        first, last = int(columns[0]), int(columns[-1]) + 1
+        return replace(
+            self,
+            tokens=self.tokens[index, first:last],
+            attention_mask=mask[:, first:last],
+            prompt_length=self.prompt_length - first,
+            ended=self.ended[index],
+            logprobs=self.logprobs[index, : last - self.prompt_length],
+        )
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    max_new_tokens: int = 48,
+    temperature: float = 1.0,
+    seed: int | torch.Generator = 0,
+    batch_size: int = 64,
+    stop: str | None = None,
+) -> Rollout:
+    """Sample one answer to each prompt.
+
+    A row ends at its first end-of-text, which belongs to the answer. Padding or beginning-of-text
+    may be sampled like any other token, and ends nothing. Each row has random numbers of its own,
+    so that its answer depends on seed, row number and max_new_tokens, not on the rows beside it.
+
+    Args:
+        model: a causal language model.
+        prompts: B texts, which get the template, or B lists of token ids, taken as they are.
+        max_new_tokens: an answer that has not ended by then is cut off.
+        temperature: logits are divided by it; 0 takes the likeliest token each time.
+        seed: a number, or a generator to draw on.
+        batch_size: rows at a time; memory grows with it.
+        stop: a text, such as a line break, whose first token ends an answer too.
+
+    Returns:
+        A Rollout with B rows in the order of the prompts. With temperature 0 its log-probs are
+        those at temperature 1.
+
+    Raises:
+        ValueError: there are no prompts, or a number is out of range.
+    """
+    if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
+        raise ValueError("generate: temperature >= 0, max_new_tokens and batch_size >= 1, please")
+    if not len(prompts):
+        raise ValueError("generate: give at least one prompt")
+    rows = [encode_prompt(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
+    if not isinstance(seed, torch.Generator):
+        seed = torch.Generator().manual_seed(seed)
+    # In 64 bits: 32 would round the thin tail of the distribution away.
+    uniforms = torch.rand(len(rows), max_new_tokens, generator=seed, dtype=torch.float64)
+    uniforms = uniforms.to(model.device)
+    ends = _ending_ids(tokenizer, stop).to(model.device)
+
+    # Rows of similar length side by side, as padding costs as much as text.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    parts = []
+    for start in range(0, len(rows), batch_size):
+        chosen = order[start : start + batch_size]
+        ids, mask = pad_left([rows[i] for i in chosen], tokenizer.pad_token_id)
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        parts.append(_sample(model, ids, mask, uniforms[chosen], temperature, ends))
+    back = torch.tensor(order, device=model.device).argsort()
+    return replace(_stack(parts, tokenizer.pad_token_id).rows(back), stop=stop)
+
+
+def _ending_ids(tokenizer: PreTrainedTokenizerBase, stop: str | None) -> Tensor:
+    """Ids of the tokens that end an answer: end-of-text, and all that contain `stop`."""
+    ends = [tokenizer.eos_token_id]
+    if stop is not None:
+        words = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+        ends += [i for i, word in enumerate(words) if stop in word]
+        if len(ends) == 1:
+            raise ValueError(f"generate: no single token contains stop={stop!r}; choose a shorter")
+    return torch.tensor(ends)
+
+
+# The rollout itself is made outside, as inference tensors cannot take part in training.
+@torch.inference_mode()
+def _sample(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    uniforms: Tensor,
+    temperature: float,
+    ends: Tensor,
+) -> Rollout:
+    """Answer one batch of prompts, left-padded (B, P), with random numbers `uniforms` (B, R)."""
+    batch, limit = uniforms.shape
+    response = torch.zeros(batch, limit, dtype=torch.long, device=ids.device)
+    logprobs = torch.zeros(batch, limit, device=ids.device)
+    lengths = torch.full((batch,), limit, device=ids.device)
+    ended = torch.zeros(batch, dtype=torch.bool, device=ids.device)
+    rows = torch.arange(batch, device=ids.device)
+    cache, seen, inputs, positions = DynamicCache(), mask, ids, position_ids(mask)
+    for t in range(limit):
+        # 1. What comes next? Only the tokens that are not in the cache go through the model.
+        logits = model(
+            input_ids=inputs,
+            attention_mask=seen,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+        # 2. Draw a token for each row that is still being written.
+        tokens = _draw(logits, uniforms[rows, t], temperature)
+        response[rows, t] = tokens
+        scored = token_logprobs(logits[:, None], tokens[:, None], temperature or 1.0)
+        logprobs[rows, t] = scored.squeeze(1)
+
+        # 3. Take the rows that have ended out of the batch.
+        over = torch.isin(tokens, ends)
+        lengths[rows[over]], ended[rows[over]] = t + 1, True
+        if over.all():
+            break
+        if over.any():
+            keep = (~over).nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            rows, tokens, seen, positions = rows[keep], tokens[keep], seen[keep], positions[keep]
+
+        # 4. The new tokens are the next input.
+        inputs, positions = tokens[:, None], positions[:, -1:] + 1
+        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
+    places = torch.arange(limit, device=ids.device)
+    tokens = torch.cat([ids, response], 1)
+    attention_mask = torch.cat([mask, (places < lengths[:, None]).long()], 1)
+    return Rollout(tokens, attention_mask, ids.shape[1], ended, logprobs)
+
+
+def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Draw tokens (B,) from logits (B, V) with one uniform random number (B,) each."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    # Inverse transform sampling: the first token at which the cumulative sum passes the number.
+    sums = (logits.float() / temperature).softmax(-1).double().cumsum(-1)
+    target = (uniform * sums[:, -1]).unsqueeze(1)
+    return torch.searchsorted(sums, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+
+
+def _stack(parts: Sequence[Rollout], pad_id: int) -> Rollout:
+    """Join rollouts of different prompt lengths into one with B rows."""
+    width = max(part.prompt_length for part in parts)
+
+    def left(tensor: Tensor, part: Rollout, value: int) -> Tensor:
+        missing = width - part.prompt_length
+        return torch.nn.functional.pad(tensor, (missing, 0), value=value)
+
+    mask = torch.cat([left(part.attention_mask, part, 0) for part in parts])
+    tokens = torch.cat([left(part.tokens, part, pad_id) for part in parts])
+    return Rollout(
+        tokens=tokens.masked_fill(mask == 0, pad_id),
+        attention_mask=mask,
+        prompt_length=width,
+        ended=torch.cat([part.ended for part in parts]),
+        logprobs=torch.cat([part.logprobs for part in parts]),
+    )

@@ -1,0 +1,423 @@
+"""The ladder: base, prompted, SFT, best-of-16, PPO, PPO-ptx and DPO, trained and measured.
+
+    python -m rlhf_edu ladder [--seed N] [--world-seed N] [--from-scratch] [--json FILE]
+
+Read `Ladder.run` from top to bottom: it is the whole InstructGPT recipe, and DPO beside it.
+"""
+
+import copy
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rlhf_edu import __version__, data_folder
+from rlhf_edu.data import Demonstration, Prompt, Ranking
+from rlhf_edu.dpo import DPOConfig, train_dpo
+from rlhf_edu.evaluation import (
+    MAX_NEW_TOKENS,
+    Answers,
+    answer_all,
+    few_shot_prefix,
+    kl_to_reference,
+    labelers_prefer,
+    row,
+    skills,
+)
+from rlhf_edu.generation import generate
+from rlhf_edu.losses import best_of_n, best_of_n_kl
+from rlhf_edu.models import (
+    SeparateRoles,
+    count_parameters,
+    load_policy,
+    load_tokenizer,
+    new_llama,
+    round_weights,
+    scalar_model_from,
+    scores,
+)
+from rlhf_edu.ppo import PPOConfig, train_ppo
+from rlhf_edu.pretrain import PretrainConfig, lm_loss, pack, pretrain, train_tokenizer
+from rlhf_edu.reward import RewardConfig, normalise_reward, train_reward
+from rlhf_edu.sft import SFTConfig, train_sft
+from rlhf_edu.tinyweb.demonstrations import demonstrate
+from rlhf_edu.tinyweb.facts import World
+from rlhf_edu.tinyweb.judge import Judge
+from rlhf_edu.tinyweb.labelers import Population
+from rlhf_edu.tinyweb.pages import web
+from rlhf_edu.tinyweb.prompts import make_prompts, stratified_prompts
+
+STAGES = ("base", "prompted", "sft", "best_of_16", "ppo", "ppo_ptx", "dpo")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of the ladder that is a choice."""
+
+    size: str = "1M"
+    pages: int = 150_000
+    pretrain: PretrainConfig = PretrainConfig(bf16=True)
+    demonstrations: int = 600
+    ranked_prompts: int = 800
+    answers_per_prompt: tuple[int, ...] = (4, 5, 6, 7, 8, 9)
+    ppo_prompts: int = 3000
+    examples: int = 5  # in the few-shot prefix
+    best_of: int = 16
+    test_prompts: int = 384
+    per_use_case: int = 26
+    sft: SFTConfig = SFTConfig()
+    reward: RewardConfig = RewardConfig()
+    ppo: PPOConfig = PPOConfig()
+    ptx_coef: float = 1.0
+    dpo: DPOConfig = DPOConfig()
+
+
+class Ladder:
+    """One run of all stages in one world.
+
+    After `run`, `models` holds the trained models by name (`base`, `sft`, `reward_model`,
+    `critic`, `ppo`, `ppo_ptx`, `dpo`), `rows` the table, and `answers` what every stage said.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        world_seed: int = 0,
+        from_scratch: bool = False,
+        recipe: Recipe | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.seed, self.recipe, self.quiet = seed, recipe or Recipe(), quiet
+        self.from_scratch = from_scratch or world_seed != 0
+        self.world = World(world_seed)
+        self.judge, self.population = Judge(self.world), Population(self.world)
+        self.models: dict[str, Any] = {}
+        self.answers: dict[str, Answers] = {}
+        self.stratified: dict[str, Answers] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.minutes: dict[str, float] = {}
+        self.histories: dict[str, list[dict[str, Any]]] = {}
+        self._deal_prompts()
+
+    def _deal_prompts(self) -> None:
+        recipe, world, seed = self.recipe, self.world, self.seed
+        # The exam is the same for every seed; nothing in it occurs in training.
+        self.test = make_prompts(world, "test", recipe.test_prompts)
+        self.test_stratified = stratified_prompts(world, "test", recipe.per_use_case, 100)
+        exam = self.test + self.test_stratified
+        self.validation = make_prompts(world, "validation", 64, seed, exclude=exam)
+        n, m = recipe.demonstrations, recipe.ranked_prompts
+        train = make_prompts(world, "train", n + m + recipe.ppo_prompts, seed, exclude=exam)
+        self.train = {"sft": train[:n], "rank": train[n : n + m], "ppo": train[n + m :]}
+        self.demonstrations = demonstrate(world, self.train["sft"], seed)
+        self.web_test = web(world, 1500, seed=10_001)
+
+    # --- the stages -------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train and measure every stage. Returns what `--json` writes."""
+        # 1. A base model that has read the tiny web and nothing else.
+        self.measure("base", self.base)
+        # 2. The same model with a few examples before each prompt.
+        self.measure("prompted", self.choose_examples)
+        # 3. Supervised fine-tuning on demonstrations.
+        self.measure("sft", self.supervised)
+        # 4. People rank answers of the SFT model; a reward model learns to rank like them.
+        with self.timed("reward_model"):
+            self.rankings = self.collect_rankings()
+            self.train_reward_model()
+        # 5. Best of 16: what the reward model is worth without any reinforcement learning.
+        self.measure_best_of_n()
+        # 6. PPO against the reward model, with a KL penalty to the SFT model.
+        self.measure("ppo", self.ppo)
+        # 7. The same with pretraining gradients mixed in.
+        self.measure("ppo_ptx", self.ppo_ptx)
+        # 8. DPO: the same rankings, no reward model, no rollouts.
+        self.measure("dpo", self.dpo)
+        # 9. What if the whole label budget had bought demonstrations?
+        self.measure("sft_whole_budget", self.supervised_whole_budget)
+        return self.report()
+
+    def base(self) -> None:
+        """Load the shipped base model, or make one from nothing."""
+        if not self.from_scratch:
+            folder = data_folder() / "models" / f"base-{self.recipe.size}"
+            self.models["base"], self.tokenizer = load_policy(folder), load_tokenizer(folder)
+        else:
+            texts = web(self.world, self.recipe.pages, self.seed)
+            self.tokenizer = train_tokenizer(texts[:20_000])
+            model = new_llama(self.recipe.size, len(self.tokenizer), self.seed)
+            blocks = pack(self.tokenizer, texts)
+            model, _ = pretrain(model, blocks, self.recipe.pretrain, self.bar("base"))
+            self.models["base"] = round_weights(model)
+        self.web_blocks = pack(self.tokenizer, self.web_test)
+        self.prefix = ""
+
+    def choose_examples(self) -> None:
+        """Few-shot: of four sets of training examples take the one that serves validation best."""
+        k = self.recipe.examples
+        sets = [self.demonstrations[i * k : (i + 1) * k] for i in range(4)]
+        prefixes = [few_shot_prefix([(d.prompt.text, d.answer) for d in s]) for s in sets]
+        gold = [
+            answer_all(
+                self.models["base"], self.tokenizer, self.judge, self.validation, prefix=prefix
+            ).mean("gold").mean
+            for prefix in self.progress("prompted", prefixes)
+        ]  # fmt: skip
+        self.prefix = prefixes[gold.index(max(gold))]
+        self.models["prompted"] = self.models["base"]
+
+    def supervised(self) -> None:
+        """Fine-tune the base model on the demonstrations."""
+        self.models["sft"] = self._sft("sft", self.demonstrations)
+
+    def supervised_whole_budget(self) -> None:
+        """Fine-tune on demonstrations bought with all the labels the ladder used."""
+        more = demonstrate(self.world, self.train["rank"], self.seed + 1)
+        self.models["sft_whole_budget"] = self._sft("sft_whole_budget", self.demonstrations + more)
+
+    def _sft(self, name: str, demonstrations: list[Demonstration]) -> Any:
+        model = copy.deepcopy(self.models["base"])
+        model, self.histories[name] = train_sft(
+            model, self.tokenizer, demonstrations, self.recipe.sft, on_step=self.bar(name)
+        )
+        return round_weights(model)
+
+    def collect_rankings(self) -> list[Ranking]:
+        """K answers of the SFT model to each prompt, ranked by one labeler each."""
+        ks = self.recipe.answers_per_prompt
+        counts = [ks[i % len(ks)] for i in range(len(self.train["rank"]))]
+        repeated = [p.text for p, k in zip(self.train["rank"], counts, strict=True) for _ in range(k)]
+        rollout = generate(
+            self.models["sft"], self.tokenizer, repeated, MAX_NEW_TOKENS, seed=self.seed + 1,
+            batch_size=256,
+        )  # fmt: skip
+        texts, ended = iter(rollout.texts(self.tokenizer)), iter(rollout.ended.tolist())
+        return [
+            self.population.ranking(
+                p, [next(texts) for _ in range(k)], [next(ended) for _ in range(k)], "sft", self.seed
+            )
+            for p, k in zip(self.train["rank"], counts, strict=True)
+        ]
+
+    def train_reward_model(self) -> None:
+        """K-wise reward model on the SFT model's body; demonstrations score 0."""
+        model = scalar_model_from(self.models["sft"], self.seed)
+        model, self.histories["reward_model"] = train_reward(
+            model, self.tokenizer, self.rankings, self.recipe.reward, on_step=self.bar("reward")
+        )
+        model = round_weights(model)
+        normalise_reward(model, self.tokenizer, self.demonstrations)
+        self.models["reward_model"] = model
+
+    def ppo(self) -> None:
+        """PPO with a KL penalty."""
+        self.models["ppo"], self.models["critic"] = self._ppo("ppo", self.recipe.ppo, None)
+
+    def ppo_ptx(self) -> None:
+        """PPO with pretraining gradients mixed in."""
+        config = replace(self.recipe.ppo, ptx_coef=self.recipe.ptx_coef)
+        blocks = pack(self.tokenizer, web(self.world, 20_000, self.seed))
+        self.models["ppo_ptx"], _ = self._ppo("ppo_ptx", config, blocks)
+
+    def _ppo(self, name: str, config: PPOConfig, blocks: Tensor | None) -> tuple[Any, Any]:
+        roles = SeparateRoles(
+            policy=copy.deepcopy(self.models["sft"]),
+            reference=self.models["sft"],
+            reward_model=self.models["reward_model"],
+            critic=copy.deepcopy(self.models["reward_model"]),
+        )
+        prompts = [p.text for p in self.train["ppo"]]
+        _, self.histories[name] = train_ppo(
+            roles, self.tokenizer, prompts, config, on_step=self.bar(name), ptx_blocks=blocks
+        )
+        return round_weights(roles.policy), round_weights(roles.critic)
+
+    def dpo(self) -> None:
+        """DPO on the same rankings."""
+        policy = copy.deepcopy(self.models["sft"])
+        policy, self.histories["dpo"] = train_dpo(
+            policy,
+            self.models["sft"],
+            self.tokenizer,
+            self.rankings,
+            self.recipe.dpo,
+            on_step=self.bar("dpo"),
+        )
+        self.models["dpo"] = round_weights(policy)
+
+    # --- measuring --------------------------------------------------------------------------
+
+    def measure(self, stage: str, train: Callable[[], None]) -> None:
+        """Train a stage, let it answer the exam, and add its row to the table."""
+        with self.timed(stage):
+            train()
+        model, prefix = self.models[stage], self.prefix if stage == "prompted" else ""
+        answers = self._answer(model, self.test, prefix=prefix)
+        self.answers[stage] = answers
+        self.stratified[stage] = self._answer(model, self.test_stratified, prefix=prefix)
+        greedy = self._answer(model, self.test, 0.0, prefix=prefix)
+        kl = None
+        if stage not in ("base", "prompted"):
+            kl = sum(kl_to_reference(model, self.models["sft"], answers.rollout)) / len(self.test)
+        self._add_row(
+            stage,
+            kl=kl,
+            web_loss=lm_loss(model, self.web_blocks),
+            skills=skills(model, self.tokenizer, self.world),
+            parameters=count_parameters(model),
+            gold_greedy=greedy.mean("gold").mean,
+        )
+
+    def _answer(
+        self, model: Any, prompts: list[Prompt], temperature: float = 1.0, prefix: str = ""
+    ) -> Answers:
+        return answer_all(
+            model, self.tokenizer, self.judge, prompts, temperature, seed=7, prefix=prefix
+        )
+
+    def _add_row(self, stage: str, **more: Any) -> None:
+        answers, sft = self.answers[stage], self.answers.get("sft")
+        labelers = labelers_prefer(self.population, answers, sft) if sft else None
+        self.rows.append(
+            row(
+                stage,
+                answers,
+                sft,
+                **more,
+                gold_stratified=self.stratified[stage].mean("gold").mean,
+                labeler_win_rate=labelers.mean if labelers else None,
+                never_asked=self._gold_by_asked(answers),
+                minutes=self.minutes[stage],
+            )
+        )
+
+    def _gold_by_asked(self, answers: Answers) -> dict[str, float]:
+        """Gold on prompts about subjects asked in training, and about those never asked."""
+        groups: dict[bool, list[float]] = {True: [], False: []}
+        for prompt, gold in zip(answers.prompts, answers.gold, strict=True):
+            if prompt.task.subject in self.world.entities:
+                groups[prompt.task.subject in self.world.never_asked].append(gold)
+        mean = {known: sum(g) / max(1, len(g)) for known, g in groups.items()}
+        return {"asked": mean[False], "never_asked": mean[True]}
+
+    def measure_best_of_n(self) -> None:
+        """Best of n of the SFT model by the reward model; its KL is the known bound."""
+        n, stage = self.recipe.best_of, "best_of_16"
+        with self.timed(stage):
+            self.answers[stage] = self._best_of(self.test, n)
+        self.stratified[stage] = self._best_of(self.test_stratified, n)
+        sft = self.rows[-1]
+        self._add_row(
+            stage,
+            kl=best_of_n_kl(n),
+            web_loss=sft["web_loss"],
+            skills=sft["skills"],
+            parameters=sft["parameters"] + count_parameters(self.models["reward_model"]),
+            gold_greedy=None,
+        )
+
+    def _best_of(self, prompts: list[Prompt], n: int) -> Answers:
+        texts = [p for p in prompts for _ in range(n)]
+        many = answer_all(self.models["sft"], self.tokenizer, self.judge, texts, seed=8)
+        found = reward_scores(self.models["reward_model"], many.rollout)
+        best = best_of_n(found.view(-1, n)) + torch.arange(len(prompts)) * n
+        picked = best.tolist()
+        return Answers(
+            prompts,
+            [many.texts[i] for i in picked],
+            [many.ended[i] for i in picked],
+            [many.verdicts[i] for i in picked],
+            many.rollout.rows(best),
+        )
+
+    # --- reporting --------------------------------------------------------------------------
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Note the minutes that a stage took to train."""
+        start = time.perf_counter()
+        yield
+        self.minutes[stage] = (time.perf_counter() - start) / 60
+
+    def progress(self, name: str, items: list[Any]) -> Any:
+        """The items with a progress bar."""
+        return tqdm(items, desc=f"{name:>16}", disable=self.quiet)
+
+    def bar(self, name: str) -> Callable[[dict[str, Any]], None]:
+        """A callback that draws a trainer's progress."""
+        bar = tqdm(desc=f"{name:>16}", disable=self.quiet, unit="step")
+
+        def on_step(record: dict[str, Any]) -> None:
+            shown = ("loss", "reward", "kl", "accuracy")
+            bar.set_postfix({k: f"{record[k]:.3f}" for k in shown if record.get(k) is not None})
+            bar.update()
+
+        return on_step
+
+    def report(self) -> dict[str, Any]:
+        """The run as JSON: the ladder's stages, what stands beside it, budgets and versions."""
+        return {
+            "stages": [r for r in self.rows if r["stage"] in STAGES],
+            "beside": [r for r in self.rows if r["stage"] not in STAGES],
+            "label_budget": {
+                "demonstrations": self.recipe.demonstrations,
+                "rankings": self.recipe.ranked_prompts,
+            },
+            "minutes": self.minutes,
+            "seed": self.seed,
+            "world_seed": self.world.seed,
+            "versions": {
+                "rlhf_edu": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+@torch.inference_mode()
+def reward_scores(reward_model: Any, rollout: Any, batch: int = 256) -> Tensor:
+    """Scores (B,) of a rollout by the reward model."""
+    parts = [rollout.rows(slice(i, i + batch)) for i in range(0, len(rollout), batch)]
+    return torch.cat([scores(reward_model, p.tokens, p.attention_mask) for p in parts])
+
+
+def table(report: dict[str, Any]) -> str:
+    """The ladder as text, one stage a line."""
+    head = (
+        f"{'stage':<17}{'gold':>19}{'helpful':>8}{'truthful':>9}{'harmless':>9}{'words':>6}"
+        f"{'win vs SFT':>19}{'KL':>6}{'web loss':>9}{'table':>6}{'story':>6}{'min':>6}"
+    )
+    lines = [head, "-" * len(head)]
+    for r in report["stages"] + report["beside"]:
+        gold = f"{r['gold']:.2f} [{r['gold_low']:.2f}, {r['gold_high']:.2f}]"
+        wins = "–"
+        if r["win_rate"] is not None:
+            wins = f"{r['win_rate']:.0%} [{r['win_rate_low']:.0%}, {r['win_rate_high']:.0%}]"
+        kl = "–" if r["kl"] is None else f"{r['kl']:.1f}"
+        lines.append(
+            f"{r['stage']:<17}{gold:>19}{r['helpful']:>8.2f}{r['truthful']:>9.2f}"
+            f"{r['harmless']:>9.2f}{r['words']:>6.1f}{wins:>19}{kl:>6}{r['web_loss']:>9.3f}"
+            f"{r['skills']['table']:>6.2f}{r['skills']['story']:>6.2f}{r['minutes']:>6.1f}"
+        )
+    return "\n".join(lines)
+
+
+def side_by_side(ladder: Ladder, prompts: int = 5) -> str:
+    """A few prompts with every stage's answer."""
+    lines = []
+    for i in range(prompts):
+        lines.append(f"\n{ladder.test[i].text}")
+        for stage, answers in ladder.answers.items():
+            said = " / ".join(answers.texts[i].split("\n"))
+            lines.append(f"  {stage:<17}{answers.gold[i]:>5.1f}  {said}")
+    return "\n".join(lines)
+
