@@ -35,6 +35,13 @@ def require_between(config: object, low: float, high: float, *names: str) -> Non
             raise ValueError(f"{what}, not {getattr(config, name)}")
 
 
+def require_checkpoints(config: Any) -> None:
+    """Raise ValueError if checkpoints are wanted and there is no folder to put them in."""
+    require_between(config, 0, float("inf"), "checkpoint_every")
+    if config.checkpoint_every and config.checkpoint_folder is None:
+        raise ValueError(f"{type(config).__name__}: checkpoint_every needs a checkpoint_folder")
+
+
 def require_some(records: Sequence[Any], trainer: str, what: str) -> None:
     """Raise ValueError if there is nothing to train on."""
     if not len(records):
@@ -79,6 +86,11 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, max_norm: 
     require_finite(loss, "the loss")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    return apply_gradients(optimizer, lr, max_norm)
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer, lr: float, max_norm: float) -> float:
+    """Take one step along gradients that are there already; returns and raises as `update`."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     require_finite(norm, "the gradient")
@@ -117,6 +129,26 @@ def batches(
 def number_of_batches(rows: int, batch_size: int) -> int:
     """How many batches `batches` makes of so many rows."""
     return math.ceil(rows / batch_size)
+
+
+def report(history: list[Record], record: Record, on_step: OnStep | None) -> None:
+    """Put a step's record into the history, and tell whoever wants to know."""
+    history.append(record)
+    if on_step is not None:
+        on_step(record)
+
+
+def checkpoint_if_due(
+    config: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    history: list[Record],
+) -> None:
+    """Write `checkpoint_folder/step_00020` and so on after every `checkpoint_every` steps."""
+    done = len(history)
+    if config.checkpoint_every and done % config.checkpoint_every == 0:
+        folder = Path(config.checkpoint_folder) / f"step_{done:05d}"
+        write_checkpoint(model, tokenizer, history, folder)
 
 
 def write_checkpoint(

@@ -1,0 +1,172 @@
+"""Step 1 of InstructGPT: supervised fine-tuning on demonstrations (arXiv 2203.02155, 3.5)."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_edu.data import Demonstration
+from rlhf_edu.losses import sft_loss
+from rlhf_edu.models import (
+    Sequences,
+    encode_answer,
+    encode_prompt,
+    join,
+    response_logprobs,
+)
+from rlhf_edu.training import (
+    OnStep,
+    Record,
+    batches,
+    checkpoint_if_due,
+    make_optimizer,
+    number_of_batches,
+    report,
+    require_between,
+    require_checkpoints,
+    require_positive,
+    require_some,
+    update,
+    warmup_cosine,
+)
+
+Pair = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Settings of `train_sft`.
+
+    Attributes:
+        lr: peak learning rate; a cosine to a tenth follows.
+        batch_size: demonstrations per step.
+        epochs: passes over the demonstrations (InstructGPT took 16 and overfitted on purpose).
+        warmup: steps in which the learning rate rises.
+        weight_decay: of AdamW.
+        max_norm: the gradient is clipped to this norm.
+        max_answer_tokens: longer answers are left out, as a cut answer would teach not to end.
+        seed: of the order of the demonstrations.
+        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where.
+    """
+
+    lr: float = 1e-3
+    batch_size: int = 32
+    epochs: int = 3
+    warmup: int = 10
+    weight_decay: float = 0.0
+    max_norm: float = 1.0
+    max_answer_tokens: int = 64
+    seed: int = 0
+    checkpoint_every: int = 0
+    checkpoint_folder: str | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "lr", "batch_size", "epochs", "max_norm", "max_answer_tokens")
+        require_between(self, 0, float("inf"), "warmup", "weight_decay")
+        require_checkpoints(self)
+
+
+def encode_demonstrations(
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    max_answer_tokens: int,
+) -> list[Pair]:
+    """Token ids of prompt and answer of each demonstration whose answer is not too long.
+
+    Raises:
+        ValueError: none is left.
+    """
+    prompts = [encode_prompt(tokenizer, d.prompt.text) for d in demonstrations]
+    answers = [encode_answer(tokenizer, d.answer) for d in demonstrations]
+    pairs = zip(prompts, answers, strict=True)
+    kept = [(prompt, answer) for prompt, answer in pairs if len(answer) <= max_answer_tokens]
+    require_some(kept, "train_sft", f"demonstrations of at most {max_answer_tokens} answer tokens")
+    return kept
+
+
+def _join(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> Sequences:
+    prompts, answers = zip(*pairs, strict=True)
+    return join(prompts, answers, tokenizer.pad_token_id)
+
+
+def train_sft(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    config: SFTConfig | None = None,
+    on_step: OnStep | None = None,
+    validation: Sequence[Demonstration] | None = None,
+) -> tuple[PreTrainedModel, list[Record]]:
+    """Train a language model, in place, to answer as the labelers did.
+
+    Args:
+        model: the base model.
+        demonstrations: prompts with answers.
+        config: settings; None: the defaults.
+        on_step: called with the record of each step.
+        validation: demonstrations to measure the loss on after each epoch.
+
+    Returns:
+        The model, and one record per step: step, epoch, loss (nats per answer token), lr, norm,
+        tokens (answer tokens so far), seconds, and validation_loss on each epoch's last step. An
+        interrupt returns what there is.
+
+    Raises:
+        ValueError: there are no demonstrations, or all answers are too long.
+        RuntimeError: the loss or its gradient is NaN or infinite.
+    """
+    config = config or SFTConfig()
+    pairs = encode_demonstrations(tokenizer, demonstrations, config.max_answer_tokens)
+    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+    optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
+    per_epoch = number_of_batches(len(pairs), config.batch_size)
+    steps = config.epochs * per_epoch
+    order = torch.Generator().manual_seed(config.seed)
+    history: list[Record] = []
+    tokens, start = 0, time.perf_counter()
+    with contextlib.suppress(KeyboardInterrupt):
+        for epoch in range(config.epochs):
+            for rows in batches(lengths, config.batch_size, order):
+                # 1. Put prompts and answers side by side.
+                batch = _join([pairs[i] for i in rows], tokenizer).to(model.device)
+
+                # 2. How surprised is the model by the answers? The prompts do not count.
+                loss = sft_loss(response_logprobs(model, batch), batch.mask)
+
+                # 3. Make it a little less surprised.
+                step = len(history)
+                lr = config.lr * warmup_cosine(step, steps, config.warmup)
+                norm = update(optimizer, loss, lr, config.max_norm)
+
+                # 4. Report.
+                tokens += int(batch.mask.sum())
+                record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
+                if validation and (step + 1) % per_epoch == 0:
+                    record["validation_loss"] = answer_loss(model, tokenizer, validation)
+                seconds = time.perf_counter() - start
+                report(history, record | {"tokens": tokens, "seconds": seconds}, on_step)
+                checkpoint_if_due(config, model, tokenizer, history)
+    return model, history
+
+
+@torch.no_grad()
+def answer_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    batch_size: int = 64,
+    max_answer_tokens: int = 64,
+) -> float:
+    """Mean loss on the answers, end-of-text included, in nats per answer token."""
+    pairs = encode_demonstrations(tokenizer, demonstrations, max_answer_tokens)
+    pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+    total, tokens = 0.0, 0
+    for start in range(0, len(pairs), batch_size):
+        batch = _join(pairs[start : start + batch_size], tokenizer).to(model.device)
+        count = int(batch.mask.sum())
+        total += sft_loss(response_logprobs(model, batch), batch.mask).item() * count
+        tokens += count
+    return total / tokens
