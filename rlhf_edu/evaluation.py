@@ -216,4 +216,3 @@ def row(stage: str, answers: Answers, baseline: Answers | None, **more: Any) -> 
         "win_rate_high": wins.high if wins else None,
         **more,
     }
-

@@ -192,20 +192,18 @@ class Ladder:
 
     def collect_rankings(self) -> list[Ranking]:
         """K answers of the SFT model to each prompt, ranked by one labeler each."""
-        ks = self.recipe.answers_per_prompt
-        counts = [ks[i % len(ks)] for i in range(len(self.train["rank"]))]
-        repeated = [p.text for p, k in zip(self.train["rank"], counts, strict=True) for _ in range(k)]
-        rollout = generate(
-            self.models["sft"], self.tokenizer, repeated, MAX_NEW_TOKENS, seed=self.seed + 1,
-            batch_size=256,
-        )  # fmt: skip
-        texts, ended = iter(rollout.texts(self.tokenizer)), iter(rollout.ended.tolist())
-        return [
-            self.population.ranking(
-                p, [next(texts) for _ in range(k)], [next(ended) for _ in range(k)], "sft", self.seed
-            )
-            for p, k in zip(self.train["rank"], counts, strict=True)
-        ]
+        prompts, ks = self.train["rank"], self.recipe.answers_per_prompt
+        counts = [ks[i % len(ks)] for i in range(len(prompts))]
+        texts = [p.text for p, k in zip(prompts, counts, strict=True) for _ in range(k)]
+        seed = self.seed + 1
+        rollout = generate(self.models["sft"], self.tokenizer, texts, MAX_NEW_TOKENS, seed=seed)
+        answers = iter(zip(rollout.texts(self.tokenizer), rollout.ended.tolist(), strict=True))
+        rankings = []
+        for prompt, k in zip(prompts, counts, strict=True):
+            said, ended = zip(*(next(answers) for _ in range(k)), strict=True)
+            ranking = self.population.ranking(prompt, list(said), list(ended), "sft", self.seed)
+            rankings.append(ranking)
+        return rankings
 
     def train_reward_model(self) -> None:
         """K-wise reward model on the SFT model's body; demonstrations score 0."""
@@ -420,4 +418,3 @@ def side_by_side(ladder: Ladder, prompts: int = 5) -> str:
             said = " / ".join(answers.texts[i].split("\n"))
             lines.append(f"  {stage:<17}{answers.gold[i]:>5.1f}  {said}")
     return "\n".join(lines)
-

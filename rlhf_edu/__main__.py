@@ -1,0 +1,59 @@
+"""The command line: `python -m rlhf_edu ladder | build | chat`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m rlhf_edu", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    ladder = commands.add_parser("ladder", help="train every stage and print the table")
+    ladder.add_argument("--seed", type=int, default=0, help="of training (default 0)")
+    ladder.add_argument("--world-seed", type=int, default=0, help="another world; from scratch")
+    ladder.add_argument("--from-scratch", action="store_true", help="pretrain the base model too")
+    ladder.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
+    build = commands.add_parser("build", help="rebuild everything in data/ from nothing")
+    build.add_argument("--only", choices=["data", "bases", "stages"], help="only this part")
+    chat = commands.add_parser("chat", help="ask the shipped models, answers side by side")
+    chat.add_argument("--stage", help="one stage, such as sft; default: all of them")
+    chat.add_argument("--prompt", metavar="TEXT", help="one question; default: ask for more")
+    chat.add_argument("--greedy", action="store_true", help="the likeliest answer, not a sample")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code; an error of the user's is one line, code 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "ladder":
+            _ladder(options)
+        elif options.command == "build":
+            from rlhf_edu.build import build
+
+            build(options.only)
+        else:
+            from rlhf_edu.chat import chat
+
+            chat(options.stage, options.prompt, options.greedy)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        print(f"rlhf_edu: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _ladder(options: argparse.Namespace) -> None:
+    from rlhf_edu.data import write_text
+    from rlhf_edu.ladder import Ladder, side_by_side, table
+
+    ladder = Ladder(options.seed, options.world_seed, options.from_scratch)
+    report = ladder.run()
+    print(table(report))
+    print(side_by_side(ladder))
+    if options.json:
+        write_text(options.json, json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
