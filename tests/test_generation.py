@@ -1,0 +1,115 @@
+"""Sampling: the law, the masks, the random numbers."""
+
+import pytest
+import tiny_models as tiny
+import torch
+
+from rlhf_edu import generation
+from rlhf_edu.generation import generate
+from rlhf_edu.models import response_logits, response_logprobs
+
+TOK = tiny.tokenizer()
+PROMPTS = ["Is the cat old?", "The dog", "Hen? " * 9, "x", "Yes! Yes!"]
+
+
+class Script(torch.nn.Module):
+    """A model that writes the same given tokens for every prompt of three tokens."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokens: list[int]) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, input_ids, attention_mask, position_ids, past_key_values, **options):
+        logits = torch.full((len(input_ids), 1, 280), -1e4)
+        logits[:, 0, self.tokens[int(position_ids[0, -1]) - 2]] = 0
+        past_key_values.update(torch.zeros(len(input_ids), 1, 1, 1), logits[:, :, None, :1], 0)
+        return type("Output", (), {"logits": logits})
+
+
+@pytest.mark.parametrize("model", tiny.both(), ids=["llama", "gpt2"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_training_finds_the_same_logprobs(model, temperature: float) -> None:
+    rollout = generate(model, TOK, PROMPTS * 4, 12, temperature, batch_size=6)
+    again = response_logprobs(model, rollout, temperature)
+    assert ((again - rollout.logprobs) * rollout.mask).abs().max() < 1e-4
+    assert rollout.tokens.shape == rollout.attention_mask.shape
+    assert rollout.response.shape == rollout.mask.shape == rollout.logprobs.shape
+    assert (rollout.lengths >= 1).all() and not rollout.tokens.is_inference()
+
+
+def test_samples_do_not_depend_on_the_batch() -> None:
+    model = tiny.llama()
+    texts = [generate(model, TOK, PROMPTS, 12, seed=5, batch_size=b).texts(TOK) for b in (1, 2, 9)]
+    assert texts[0] == texts[1] == texts[2]
+    assert generate(model, TOK, PROMPTS, 12, seed=6).texts(TOK) != texts[0]
+    generator = torch.Generator().manual_seed(5)
+    assert generate(model, TOK, PROMPTS, 12, seed=generator).texts(TOK) == texts[0]
+    assert generate(model, TOK, PROMPTS, 12, seed=generator).texts(TOK) != texts[0]
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    model = tiny.gpt2()
+    rollout = generate(model, TOK, PROMPTS, 8, temperature=0)
+    best = response_logits(model, rollout).argmax(-1)
+    assert torch.equal(best * rollout.mask, rollout.response * rollout.mask)
+
+
+@pytest.mark.parametrize(
+    ("script", "length", "ended"),
+    [
+        ([40, 2, 41, 42, 43], 2, True),
+        ([2, 2, 2, 2, 2], 1, True),
+        ([0, 40, 1, 0, 2], 5, True),  # sampled padding and beginning-of-text end nothing
+        ([40, 41, 42, 0, 43], 5, False),
+    ],
+)
+def test_an_answer_ends_at_its_first_end_of_text(script, length: int, ended: bool) -> None:
+    rollout = generate(Script(script), TOK, [[1, 5, 6], [1, 7, 8]], 5)
+    assert rollout.lengths.tolist() == [length] * 2 and rollout.ended.tolist() == [ended] * 2
+    assert rollout.response[0, :length].tolist() == script[:length]
+    assert rollout.logprobs.abs().max() < 1e-3
+
+
+def test_sampling_follows_the_softmax() -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.0, 0.5, -3.0]])
+    uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    drawn = generation._draw(logits.expand(100_000, -1), uniform, 0.7).bincount(minlength=5)
+    expected = (logits[0] / 0.7).softmax(-1) * 100_000
+    assert ((drawn - expected) ** 2 / expected).sum() < 18.5  # chi-square, 4 degrees, p = 0.001
+
+
+def test_a_token_of_probability_0_is_never_drawn() -> None:
+    logits = torch.tensor([[-1e9, 0.0, -1e9, 0.0, -1e9]]).expand(3, -1)
+    edges = torch.tensor([0.0, 0.5, 1 - 1e-16], dtype=torch.float64)
+    assert generation._draw(logits, edges, 1.0).tolist() == [1, 3, 3]
+
+
+def test_stop_ends_an_answer() -> None:
+    [newline] = TOK.encode("\n")
+    [letter] = TOK.encode("a")
+    rollout = generate(Script([letter, newline, letter, 2]), TOK, [[1, 5, 6]], 4, stop="\n")
+    assert rollout.ended.all() and rollout.lengths.tolist() == [2]
+    assert rollout.texts(TOK) == ["a"]
+    with pytest.raises(ValueError, match="no single token"):
+        generate(tiny.llama(), TOK, PROMPTS, stop="no such token")
+
+
+def test_rows_drop_common_padding() -> None:
+    rollout = generate(tiny.llama(), TOK, PROMPTS, 12)
+    short = rollout.rows(torch.tensor([3, 1]))
+    assert short.prompt_length < rollout.prompt_length
+    assert short.texts(TOK) == [rollout.texts(TOK)[i] for i in (3, 1)]
+    model = tiny.llama()
+    width = short.response.shape[1]
+    expected = response_logprobs(model, rollout)[[3, 1], :width]
+    difference = (response_logprobs(model, short) - expected) * short.mask
+    assert difference.abs().max() < 1e-5
+
+
+def test_bad_requests() -> None:
+    with pytest.raises(ValueError, match="at least one prompt"):
+        generate(tiny.llama(), TOK, [])
+    with pytest.raises(ValueError, match="temperature >= 0"):
+        generate(tiny.llama(), TOK, PROMPTS, temperature=-1)

@@ -1,0 +1,62 @@
+"""Random models of a few thousand parameters, one RoPE and one with learned positions."""
+
+import functools
+
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf_edu.data import Demonstration, Prompt, Ranking
+from rlhf_edu.pretrain import train_tokenizer
+
+TEXTS = [
+    f"The {a} is {b}. Is the {a} {b}? Yes!" for a in ("cat", "dog", "hen") for b in ("old", "wet")
+]
+
+
+@functools.cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(TEXTS * 5, vocab_size=280)
+
+
+def llama(seed: int = 0, **options) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    options = {"vocab_size": 280, "initializer_range": 0.3, "tie_word_embeddings": True} | options
+    return LlamaForCausalLM(LlamaConfig(**shape, **heads, **ids, **options)).eval()
+
+
+def gpt2(seed: int = 0, **options) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256, "vocab_size": 280}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return GPT2LMHeadModel(
+        GPT2Config(**shape, **ids, **{"initializer_range": 0.3} | options)
+    ).eval()
+
+
+def both() -> list[PreTrainedModel]:
+    return [llama(), gpt2()]
+
+
+def prompt(i: int) -> Prompt:
+    return Prompt(
+        f"p{i}", "c", "chat", f"Is the {('cat', 'dog', 'hen')[i % 3]} " + "wet " * (i % 4)
+    )
+
+
+def demonstrations(n: int) -> list[Demonstration]:
+    return [Demonstration(prompt(i), ("Yes!", "Is the dog old?")[i % 2]) for i in range(n)]
+
+
+def rankings(n: int, k: int = 3) -> list[Ranking]:
+    answers = ("Yes!", "Old old old", "wet", "hen cat dog")[:k]
+    return [Ranking(prompt(i), answers, (True,) * k, tuple(range(1, k + 1))) for i in range(n)]
