@@ -15,7 +15,7 @@ def _parser() -> argparse.ArgumentParser:
     ladder.add_argument("--from-scratch", action="store_true", help="pretrain the base model too")
     ladder.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
     build = commands.add_parser("build", help="rebuild everything in data/ from nothing")
-    build.add_argument("--only", choices=["data", "bases", "stages"], help="only this part")
+    build.add_argument("--only", choices=["bases", "stages"], help="only this part")
     chat = commands.add_parser("chat", help="ask the shipped models, answers side by side")
     chat.add_argument("--stage", help="one stage, such as sft; default: all of them")
     chat.add_argument("--prompt", metavar="TEXT", help="one question; default: ask for more")
