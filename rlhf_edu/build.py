@@ -40,20 +40,20 @@ def build(only: str | None = None) -> None:
     there before. `only` is `bases`, `stages` or None for both."""
     folder = data_folder(create=True)
     if only in (None, "bases"):
+        texts = web(World(0), max(PAGES.values()))
         for size in PAGES:
-            build_base(size, folder / "models" / f"base-{size}")
+            build_base(size, texts, folder / "models" / f"base-{size}")
     if only in (None, "stages"):
         build_stages(folder)
 
 
-def build_base(size: str, folder: Path) -> None:
-    """Pretrain one base model on the tiny web, and save it in 16 bits."""
+def build_base(size: str, texts: list[str], folder: Path) -> None:
+    """Pretrain one base model on the first pages of the tiny web, and save it in 16 bits."""
     start = time.perf_counter()
-    world = World(0)
-    texts = web(world, PAGES[size])
     # One tokenizer for all sizes, so that they can score each other's tokens.
     tokenizer = train_tokenizer(texts[:20_000])
-    blocks, test = pack(tokenizer, texts), pack(tokenizer, web(world, 1500, seed=10_001))
+    blocks = pack(tokenizer, texts[: PAGES[size]])
+    test = pack(tokenizer, web(World(0), 1500, seed=10_001))
     model = new_llama(size, len(tokenizer))
     config = PretrainConfig(lr=LEARNING_RATES[size], bf16=True)
     print(f"base-{size}: {count_parameters(model):,} parameters, {blocks.numel():,} tokens")
