@@ -19,6 +19,11 @@ def chat(stage: str | None = None, prompt: str | None = None, greedy: bool = Fal
         raise ValueError(f"no stage {stage!r}; choose one of {', '.join(STAGES)}")
     models = data_folder() / "models"
     folders = {name: models / STAGES[name] for name in ([stage] if stage else STAGES)}
+    if stage is None:
+        missing = [name for name, folder in folders.items() if not folder.is_dir()]
+        folders = {name: folder for name, folder in folders.items() if name not in missing}
+        if missing:
+            print(f"not built yet: {', '.join(missing)}; `python -m rlhf_edu build` makes them")
     loaded = {name: (load_policy(f), load_tokenizer(f)) for name, f in folders.items()}
     if prompt is not None:
         _answer(loaded, prompt, greedy)
