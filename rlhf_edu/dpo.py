@@ -134,6 +134,17 @@ def reference_sums(
     return result
 
 
+def _pair_sums(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: list[Group], theirs: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probs of pairs (N,): policy chosen, rejected, reference chosen, rejected; lengths."""
+    rows, chosen, rejected = _join(part, tokenizer.pad_token_id)
+    rows = rows.to(policy.device)
+    ours, lengths = masked_sum(response_logprobs(policy, rows), rows.mask), rows.mask.sum(1)
+    sums = [ours[chosen], ours[rejected], theirs[chosen], theirs[rejected]]
+    return sums, [lengths[chosen], lengths[rejected]]
+
+
 def _preference_loss(
     config: DPOConfig, sums: list[Tensor], lengths: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,8 +167,7 @@ def train_dpo(
 
     Args:
         policy: usually a copy of the SFT model.
-        reference: usually the SFT model. It is used once, before training; it may be the same
-            object as the policy.
+        reference: usually the SFT model; used before training only, so it may be the policy.
         rankings: K answers to each prompt, ranked; every two that are not tied make a pair.
         config: settings; None: the defaults.
         on_step: called with the record of each step.
@@ -189,17 +199,11 @@ def train_dpo(
             for chosen_groups in batches(sizes, config.batch_size, order):
                 # 1. Log-probs of chosen and rejected answers, in one forward pass.
                 part = [groups[i] for i in chosen_groups]
-                rows, chosen, rejected = _join(part, tokenizer.pad_token_id)
-                rows = rows.to(policy.device)
-                ours = masked_sum(response_logprobs(policy, rows), rows.mask)
                 theirs = torch.cat([references[i] for i in chosen_groups])
+                sums, lengths = _pair_sums(policy, tokenizer, part, theirs)
 
                 # 2. How far has the policy moved towards the chosen answers?
-                sums = [ours[chosen], ours[rejected], theirs[chosen], theirs[rejected]]
-                lengths = rows.mask.sum(1)
-                loss, up, down = _preference_loss(
-                    config, sums, [lengths[chosen], lengths[rejected]]
-                )
+                loss, up, down = _preference_loss(config, sums, lengths)
 
                 # 3. Move it a little further.
                 step = len(history)

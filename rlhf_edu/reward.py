@@ -120,8 +120,6 @@ def train_reward(
 ) -> tuple[PreTrainedModel, list[Record]]:
     """Train a reward model, in place, to score answers as the labelers ranked them.
 
-    Afterwards only differences of scores mean something: see `normalise_reward`.
-
     Args:
         model: from `models.scalar_model_from`.
         rankings: K answers to each prompt, ranked; K may vary.
@@ -130,9 +128,9 @@ def train_reward(
         validation: rankings to measure loss and accuracy on after each epoch.
 
     Returns:
-        The model, and one record per step: step, epoch, loss (nats per pair), accuracy (before
-        the step), lr, norm, seconds, and validation_loss and validation_accuracy on each epoch's
-        last step. An interrupt returns what there is.
+        The model, and one record per step: step, epoch, loss (nats per pair), accuracy, lr, norm,
+        seconds, and validation_loss and validation_accuracy on each epoch's last step. An
+        interrupt returns what there is.
 
     Raises:
         ValueError: there are no rankings, or all are ties.
@@ -156,21 +154,18 @@ def train_reward(
                 ranks = [rankings[i].ranks for i in rows]
                 got, wanted = _score_groups(model, tokenizer, [groups[i] for i in rows], ranks)
 
-                # 2. How likely are the labelers' choices, pair by pair?
+                # 2. How likely are the labelers' choices, pair by pair? Make them likelier.
                 loss = kwise_batch_loss(got, wanted)
-
-                # 3. Make them a little likelier.
                 step = len(history)
                 lr = config.lr * warmup_cosine(step, steps, config.warmup)
                 norm = update(optimizer, loss, lr, config.max_norm)
 
-                # 4. Report.
-                right, pairs = pair_accuracy(got.detach(), wanted)
+                # 3. Report.
                 record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
+                right, pairs = pair_accuracy(got.detach(), wanted)
                 record["accuracy"] = right / pairs
                 if validation and (step + 1) % per_epoch == 0:
-                    measured = evaluate_reward(model, tokenizer, validation)
-                    record |= {f"validation_{key}": value for key, value in measured.items()}
+                    record |= _validate(model, tokenizer, validation)
                 record["seconds"] = time.perf_counter() - start
                 report(history, record, on_step)
                 checkpoint_if_due(config, model, tokenizer, history)
@@ -196,6 +191,13 @@ def evaluate_reward(
         more_right, more_pairs = pair_accuracy(got, wanted)
         right, pairs = right + more_right, pairs + more_pairs
     return {"loss": total / len(rankings), "accuracy": right / pairs}
+
+
+def _validate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, validation: Sequence[Ranking]
+) -> Record:
+    measured = evaluate_reward(model, tokenizer, validation)
+    return {f"validation_{key}": value for key, value in measured.items()}
 
 
 @torch.no_grad()
