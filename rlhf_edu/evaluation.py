@@ -201,18 +201,15 @@ def skills(
 # --- one row of the ladder ----------------------------------------------------------------------
 
 
-def row(stage: str, answers: Answers, baseline: Answers | None, **more: Any) -> dict[str, Any]:
-    """One row of the ladder's table: gold with interval, its parts, win rate over the baseline."""
+def row(stage: str, answers: Answers, **more: Any) -> dict[str, Any]:
+    """One row of the ladder's table: gold with interval, its parts, and what else was measured."""
     gold = answers.mean("gold")
-    wins = win_rate(answers.gold, baseline.gold) if baseline else None
+    parts = ("helpful", "truthful", "harmless", "words")
     return {
         "stage": stage,
         "gold": gold.mean,
         "gold_low": gold.low,
         "gold_high": gold.high,
-        **{part: answers.mean(part).mean for part in ("helpful", "truthful", "harmless", "words")},
-        "win_rate": wins.mean if wins else None,
-        "win_rate_low": wins.low if wins else None,
-        "win_rate_high": wins.high if wins else None,
+        **{part: answers.mean(part).mean for part in parts},
         **more,
     }

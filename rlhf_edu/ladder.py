@@ -30,6 +30,7 @@ from rlhf_edu.evaluation import (
     labelers_prefer,
     row,
     skills,
+    win_rate,
 )
 from rlhf_edu.generation import generate
 from rlhf_edu.losses import best_of_n, best_of_n_kl
@@ -65,16 +66,16 @@ class Recipe:
     pages: int = 150_000
     pretrain: PretrainConfig = PretrainConfig(bf16=True)
     demonstrations: int = 600
-    ranked_prompts: int = 800
+    ranked_prompts: int = 1200
     answers_per_prompt: tuple[int, ...] = (4, 5, 6, 7, 8, 9)
     ppo_prompts: int = 3000
     examples: int = 5  # in the few-shot prefix
     best_of: int = 16
     test_prompts: int = 384
     per_use_case: int = 26
-    sft: SFTConfig = SFTConfig()
-    reward: RewardConfig = RewardConfig()
-    ppo: PPOConfig = PPOConfig()
+    sft: SFTConfig = SFTConfig(lr=5e-4, epochs=6)
+    reward: RewardConfig = RewardConfig(lr=3e-4, batch_size=8, epochs=2)
+    ppo: PPOConfig = PPOConfig(steps=40)
     ptx_coef: float = 1.0
     dpo: DPOConfig = DPOConfig()
 
@@ -282,20 +283,31 @@ class Ladder:
         )
 
     def _add_row(self, stage: str, **more: Any) -> None:
-        answers, sft = self.answers[stage], self.answers.get("sft")
-        labelers = labelers_prefer(self.population, answers, sft) if sft else None
+        answers = self.answers[stage]
         self.rows.append(
             row(
                 stage,
                 answers,
-                sft,
                 **more,
                 gold_stratified=self.stratified[stage].mean("gold").mean,
-                labeler_win_rate=labelers.mean if labelers else None,
-                never_asked=self._gold_by_asked(answers),
+                by_asked=self._gold_by_asked(answers),
                 minutes=self.minutes[stage],
             )
         )
+
+    def _wins(self, stage: str) -> dict[str, float]:
+        """Win rate over the SFT model, by the gold judge and by labelers no model learned from."""
+        ours, sft = self.answers[stage], self.answers["sft"]
+        gold = win_rate(ours.gold, sft.gold)
+        labelers = labelers_prefer(self.population, ours, sft)
+        return {
+            "win_rate": gold.mean,
+            "win_rate_low": gold.low,
+            "win_rate_high": gold.high,
+            "labeler_win_rate": labelers.mean,
+            "labeler_win_rate_low": labelers.low,
+            "labeler_win_rate_high": labelers.high,
+        }
 
     def _gold_by_asked(self, answers: Answers) -> dict[str, float]:
         """Gold on prompts about subjects asked in training, and about those never asked."""
@@ -362,6 +374,8 @@ class Ladder:
 
     def report(self) -> dict[str, Any]:
         """The run as JSON: the ladder's stages, what stands beside it, budgets and versions."""
+        for stage_row in self.rows:  # base and prompted were measured before there was an SFT model
+            stage_row.update(self._wins(stage_row["stage"]))
         return {
             "stages": [r for r in self.rows if r["stage"] in STAGES],
             "beside": [r for r in self.rows if r["stage"] not in STAGES],
@@ -397,9 +411,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [head, "-" * len(head)]
     for r in report["stages"] + report["beside"]:
         gold = f"{r['gold']:.2f} [{r['gold_low']:.2f}, {r['gold_high']:.2f}]"
-        wins = "–"
-        if r["win_rate"] is not None:
-            wins = f"{r['win_rate']:.0%} [{r['win_rate_low']:.0%}, {r['win_rate_high']:.0%}]"
+        wins = f"{r['win_rate']:.0%} [{r['win_rate_low']:.0%}, {r['win_rate_high']:.0%}]"
         kl = "–" if r["kl"] is None else f"{r['kl']:.1f}"
         lines.append(
             f"{r['stage']:<17}{gold:>19}{r['helpful']:>8.2f}{r['truthful']:>9.2f}"

@@ -1,0 +1,106 @@
+"""The ladder from end to end, small: every stage trains, every row is there."""
+
+import json
+
+import pytest
+import torch
+
+from rlhf_edu.__main__ import main
+from rlhf_edu.chat import chat
+from rlhf_edu.dpo import DPOConfig
+from rlhf_edu.ladder import STAGES, Ladder, Recipe, side_by_side, table
+from rlhf_edu.ppo import PPOConfig
+from rlhf_edu.reward import RewardConfig, score_answers
+from rlhf_edu.sft import SFTConfig
+from rlhf_edu.tinyweb.prompts import is_never_asked, normalise
+
+SMALL = Recipe(
+    demonstrations=96,
+    ranked_prompts=24,
+    answers_per_prompt=(4, 5),
+    ppo_prompts=64,
+    examples=2,
+    best_of=3,
+    test_prompts=24,
+    per_use_case=1,
+    sft=SFTConfig(epochs=2),
+    reward=RewardConfig(batch_size=8),
+    ppo=PPOConfig(steps=2, batch_size=16, minibatch=8, epochs=1),
+    dpo=DPOConfig(batch_size=8),
+)
+
+
+@pytest.fixture(scope="module")
+def small_ladder():
+    ladder = Ladder(recipe=SMALL, quiet=True)
+    return ladder, ladder.run()
+
+
+def test_every_stage_has_its_row(small_ladder):
+    ladder, report = small_ladder
+    assert [row["stage"] for row in report["stages"]] == list(STAGES)
+    for row in report["stages"]:
+        assert row["gold_low"] <= row["gold"] <= row["gold_high"]
+        assert 0 < row["web_loss"] < 3 and set(row["skills"]) == {"table", "story"}
+    assert json.loads(json.dumps(report)) == report
+    assert all(stage in table(report) for stage in STAGES)
+    assert ladder.test[0].text in side_by_side(ladder, 1)
+
+
+def test_sft_answers_better_than_base_and_is_its_own_reference(small_ladder):
+    _, report = small_ladder
+    rows = {row["stage"]: row for row in report["stages"]}
+    assert rows["sft"]["gold"] > rows["base"]["gold"] + 0.5
+    assert abs(rows["sft"]["kl"]) < 1e-4 and rows["sft"]["win_rate"] == 0.5
+    assert rows["base"]["win_rate"] < 0.5
+
+
+def test_training_left_the_earlier_models_alone(small_ladder):
+    ladder, _ = small_ladder
+    weights = [
+        dict(ladder.models[name].named_parameters())["model.embed_tokens.weight"]
+        for name in ("base", "sft", "ppo", "dpo")
+    ]
+    assert not any(torch.equal(a, b) for a, b in zip(weights, weights[1:], strict=False))
+
+
+def test_demonstrations_score_zero(small_ladder):
+    ladder, _ = small_ladder
+    shown = ladder.demonstrations
+    found = score_answers(
+        ladder.models["reward_model"],
+        ladder.tokenizer,
+        [d.prompt.text for d in shown],
+        [d.answer for d in shown],
+    )
+    assert abs(found.mean().item()) < 1e-3
+
+
+def test_ppo_starts_at_the_reference(small_ladder):
+    ladder, _ = small_ladder
+    for name in ("ppo", "ppo_ptx"):
+        first = ladder.histories[name][0]
+        assert abs(first["kl"]) < 1e-3 and first["ratio_first"] == pytest.approx(1, abs=1e-3)
+    assert ladder.histories["ppo_ptx"][0]["ptx_loss"] > 0 == ladder.histories["ppo"][0]["ptx_loss"]
+
+
+def test_exam_and_training_do_not_meet(small_ladder):
+    ladder, _ = small_ladder
+    exam = {normalise(p.text) for p in ladder.test + ladder.test_stratified}
+    for prompts in [*ladder.train.values(), ladder.validation]:
+        assert not exam & {normalise(p.text) for p in prompts}
+        assert not any(is_never_asked(ladder.world, p) for p in prompts)
+    assert any(is_never_asked(ladder.world, p) for p in ladder.test)
+
+
+def test_command_line_errors_are_one_line(capsys):
+    assert main(["chat", "--stage", "gpt", "--prompt", "Hello"]) == 2
+    error = capsys.readouterr().err
+    assert "no stage 'gpt'" in error and error.count("\n") == 1
+    assert main(["ladder", "--world-seed", "-1"]) == 2
+    assert "world seed" in capsys.readouterr().err
+
+
+def test_chat_answers(capsys):
+    chat("base", "Where does the otter live?")
+    assert capsys.readouterr().out.strip().startswith("base")
