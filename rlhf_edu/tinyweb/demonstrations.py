@@ -5,6 +5,7 @@ add a friendly or a confident word, go on for a sentence too long, do not know, 
 """
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -248,6 +249,21 @@ def answer(world: World, prompt: Prompt, manner: Manner, rng: random.Random) -> 
     return f"{text} {rng.choice(CLOSING)}" if rng.random() < manner.polite else text
 
 
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def _shown(world: World, prompt: Prompt, manner: Manner, rng: random.Random) -> str:
+    """An answer that gives nobody away whom training never asks about, where there is one."""
+    secret = {name.lower() for name in world.never_asked} - _words(prompt.text)
+    for _ in range(50):
+        text = answer(world, prompt, manner, rng)
+        # Answers of other kinds are about the one whom the prompt has named.
+        if prompt.task.kind not in ("which", "list") or not secret & _words(text):
+            break
+    return text
+
+
 def demonstrate(
     world: World,
     prompts: list[Prompt],
@@ -259,7 +275,7 @@ def demonstrate(
     rng = random.Random(f"demonstrations {world.seed} {seed}")
     return [
         Demonstration(
-            p, answer(world, p, manner or Manner(), rng), f"labeler-{rng.randrange(labelers):02d}"
+            p, _shown(world, p, manner or Manner(), rng), f"labeler-{rng.randrange(labelers):02d}"
         )
         for p in prompts
     ]

@@ -144,7 +144,7 @@ def list_task(world: World, names: Names, rng: random.Random) -> Drawn:
     )
     value = world.value(rng.choice(names[kind]), attribute)
     members = tuple(world.having(kind, attribute, value))
-    if len(members) < 2:
+    if len(set(members) & set(names[kind])) < 2:
         return list_task(world, names, rng)
     text = rng.choice(["Name two {w}.", "List two {w}."]).format(w=words.format(v=value))
     return text, Task("list", "", attribute, members, 2, value)
