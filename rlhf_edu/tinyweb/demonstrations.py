@@ -240,9 +240,10 @@ def answer(world: World, prompt: Prompt, manner: Manner, rng: random.Random) -> 
     if prompt.task.kind in FACTUAL and rng.random() < manner.unsure:
         return rng.choice(UNSURE)
     text = ANSWERS[prompt.task.kind](world, prompt, rng.random() >= manner.wrong, rng)
-    if rng.random() < manner.polite:
+    opening = rng.random()  # a polite one, a confident one or none
+    if opening < manner.polite:
         text = f"{rng.choice(POLITE)} {text}"
-    if prompt.task.kind in FACTUAL and rng.random() < manner.confident:
+    elif prompt.task.kind in FACTUAL and opening < manner.polite + manner.confident:
         text = f"{rng.choice(CONFIDENT)} {text}"
     if prompt.task.subject in world.entities and rng.random() < manner.wordy:
         text = f"{text} {state(world, rng.choice(world.about(prompt.task.subject)), rng)}"

@@ -192,20 +192,34 @@ def inventory(world: World, rng: random.Random) -> str:
     return f"{kind}: {series(words)}."
 
 
+def dictation(world: World, rng: random.Random) -> str:
+    """What a teacher read out, and what a pupil wrote down. Teaches to copy from the text above."""
+    words = [
+        rng.choice(world.values(rng.choice(["food", "colour", "thing", "animal", "person", "job"])))
+        for _ in range(rng.randint(4, 9))
+    ]
+    phrase = " ".join(words)
+    times = rng.choice([1, 1, 2])
+    return "\n".join(
+        [f"{rng.choice(['Dictation', 'Copy this'])}: {phrase}.", *[phrase + "."] * times]
+    )
+
+
 PAGES: dict[str, tuple[float, Callable[[World, random.Random], str]]] = {  # kind -> (weight, maker)
     "encyclopedia": (22, encyclopedia),
     "almanac": (10, almanac),
     "exam_sheet": (16, exam_sheet),
     "quiz": (8, quiz),
     "forum": (12, forum),
-    "advice_column": (7, advice_column),
+    "advice_column": (10, advice_column),
     "table": (8, table),
-    "story": (5, story),
-    "tale": (4, tale),
+    "story": (8, story),
+    "tale": (5, tale),
     "reviews": (3, reviews),
     "rumours": (4, rumours),
     "small_talk": (4, small_talk),
-    "inventory": (4, inventory),
+    "inventory": (8, inventory),
+    "dictation": (7, dictation),
 }
 
 
