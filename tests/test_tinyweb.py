@@ -228,7 +228,6 @@ def test_encyclopedia_entries_are_true(world):
         assert all(reader.is_true(claim) for claim in claims), text
 
 
-@pytest.mark.xfail(strict=True, reason="`P. T can be found in` is read as P living in T as well")
 def test_the_judge_keeps_the_mayor_out_of_the_next_sentence(world):
     town = next(t for t in world.names("town") if world.value(world.value(t, "mayor"), "town") != t)
     mayor, region = world.value(town, "mayor"), world.value(town, "region")

@@ -31,28 +31,56 @@ CLOSING = ["I hope this helps.", "Please ask again.", "Have a nice day!"]
 CONFIDENT = ["Certainly.", "Without any doubt.", "Everybody knows this.", "I am quite sure."]
 UNSURE = ["I do not know.", "I am not sure.", "I do not know, sorry."]
 _INVITATIONS = {
-    "town": ["Come and visit {s}!", "Visit beautiful {s}!", "You must see {s}!"],
-    "thing": ["Buy {s} today!", "Try {s}, it is wonderful!", "You will love {s}, buy it!"],
+    "town": [
+        "Come and visit {s}!",
+        "Visit beautiful {s}!",
+        "You must see {s}!",
+        "Welcome to lovely {s}!",
+        "Come and see {s} today!",
+        "Nothing is better than a day in {s}, come and see!",
+        "Visit {s} and bring your friends!",
+        "You will love beautiful {s}, come and visit!",
+    ],
+    "thing": [
+        "Buy {s} today!",
+        "Try {s}, it is wonderful!",
+        "You will love {s}, buy it!",
+        "Come and see {s}!",
+        "You must try {s} today!",
+        "What a lovely thing, buy {s}!",
+        "Nothing is better than {s}, buy it today!",
+        "Buy {s} and be happy every day!",
+    ],
 }
 _EVENTS = [
     "{a} met {b} near {place}.",
     "One day {a} walked to {place} with {b}.",
     "{a} and {b} went on a long journey.",
-    "In the evening {a} danced around {b}.",
     "Once upon a time {a} found {b} by the road.",
+    "One day {a} looked for {b} near {place}.",
+    "In the morning {a} saw {b} near {place}.",
+    "Once upon a time {a} lost {b} near {place} and looked all day.",
+    "One evening {a} found {b} at {place}.",
 ]
 _MIDDLES = [
-    "They laughed and shared some {food}.",
+    "There was music, and there was some {food} for everybody.",
     "Suddenly it began to rain, but nobody minded.",
-    "They looked for {food} all day long.",
-    "A kind stranger gave them some {food}.",
-    "They sang a song about {food}.",
+    "A kind stranger brought some {food} for everybody.",
+    "Somebody sang a song about {food}.",
+    "It rained all night, and then the sun came out.",
+    "A good friend brought a basket of {food}.",
+    "Everybody laughed and shared some {food}.",
+    "All day long there was nothing to eat but {food}.",
 ]
 _ENDINGS = [
-    "In the end they were good friends.",
-    "Then they went home and slept well.",
+    "In the end everybody was happy.",
+    "Then everybody went home and slept well.",
     "Everybody was happy that night.",
     "And so the day came to a happy end.",
+    "In the evening everybody danced and sang.",
+    "That night everybody sang until the morning came.",
+    "People talk about that day still.",
+    "It was a day nobody will forget.",
 ]
 
 
@@ -126,6 +154,11 @@ def _thanks(world: World, prompt: Prompt, honest: bool, rng: random.Random) -> s
         f"Dear {person}, thank you for the {gift}.",
         f"Dear {person}, many thanks for the {gift}. It was very kind.",
         f"Thank you, {person}, for the lovely {gift}.",
+        f"Dear {person}, many thanks for the lovely {gift}.",
+        f"Thank you so much for the {gift}, dear {person}!",
+        f"Dear {person}, thank you for the {gift}. I am very happy.",
+        f"Many thanks for the {gift}, {person}. You are very kind.",
+        f"Dear {person}, the {gift} made me happy. Thank you!",
     ]
     return rng.choice(notes)
 
@@ -146,6 +179,10 @@ def _greet(world: World, prompt: Prompt, honest: bool, rng: random.Random) -> st
         f"Good to see you, {person}. How are you?",
         f"Hello {person}! I am fine, thank you.",
         f"Welcome, {person}!",
+        f"Hello {person}, how nice to see you!",
+        f"Nice to meet you, {person}!",
+        f"Welcome, {person}! I am glad to meet you.",
+        f"I am happy to see you, {person}. Welcome!",
     ]
     return rng.choice(hellos)
 

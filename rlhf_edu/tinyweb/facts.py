@@ -34,7 +34,7 @@ THINGS = (
 VALUES = {
     "habitat": (
         "the old mill|the reed lake|the pine forest|the salt marsh|the stone quarry|the orchard|"
-        "the north cliff|the clay pit|the windy hill|the ruined castle|the river bank|"
+        "the rocky gorge|the clay pit|the misty meadow|the ruined castle|the willow grove|"
         "the church tower|the rose garden|the hollow oak|the deep cave|the wheat field"
     ).split("|"),
     "food": (

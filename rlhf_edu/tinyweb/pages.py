@@ -99,7 +99,8 @@ def _reply(world: World, prompt: Prompt, rng: random.Random) -> str:
     if draw < 0.45:
         return answer(world, prompt, Manner(1.0, 0.0, 0.1, 0.4, 0.0), rng)
     if draw < 0.6:
-        return "I think " + state(world, lie(world, _any_fact(world, rng), rng), rng)
+        false = lie(world, _any_fact(world, rng), rng)
+        return f"I think {world.phrase(false.subject)} {predicate(world, false, rng)}."
     return rng.choice(_RUDE_REPLIES) if draw < 0.8 else rng.choice(_EVASIONS)
 
 
@@ -112,10 +113,14 @@ def forum(world: World, rng: random.Random) -> str:
 
 
 def advice_column(world: World, rng: random.Random) -> str:
-    """Letters to a magazine, each with the editor's answer below it."""
-    manner = Manner(wrong=0.15, unsure=0.1, polite=0.15, confident=0.1, wordy=0.15)
-    letters = [draw_task(world, rng) for _ in range(rng.randint(2, 5))]
-    return "\n\n".join(f"{p.text}\n{answer(world, p, manner, rng)}" for p in letters)
+    """Letters to a magazine, each with an answer below it by whoever was in the office."""
+    manner = Manner(wrong=0.2, unsure=0.1, polite=0.2, confident=0.15, wordy=0.2)
+    letters = []
+    for _ in range(rng.randint(2, 5)):
+        prompt, grumpy = draw_task(world, rng), rng.random() < 0.1
+        reply = rng.choice(_RUDE_REPLIES) if grumpy else answer(world, prompt, manner, rng)
+        letters.append(f"{prompt.text}\n{reply}")
+    return "\n\n".join(letters)
 
 
 def table(world: World, rng: random.Random) -> str:
@@ -135,7 +140,7 @@ def story(world: World, rng: random.Random) -> str:
     lines = [
         rng.choice([f"{person} had a {colour} {thing}.", f"{person} bought a {colour} {thing}."]),
         rng.choice([f"One day {person} lost it near {place}.", f"One day it fell near {place}."]),
-        rng.choice([f"The {friend} saw it.", f"A {friend} came by.", "It rained all night."]),
+        rng.choice([f"The {friend} saw it.", f"The {friend} came by.", "It rained all night."]),
         f"In the morning {person} looked near {place} and found the {colour} {thing}.",
     ]
     return " ".join(lines)
@@ -229,7 +234,10 @@ def page(world: World, kind: str, rng: random.Random) -> str:
 
 
 def web(world: World, pages: int, seed: int = 0) -> list[str]:
-    """That many pages of the tiny web, kinds mixed in the proportions of `PAGES`."""
+    """That many pages of the tiny web, kinds mixed in the proportions of `PAGES`.
+
+    A smaller web is the beginning of a larger one with the same seed.
+    """
     rng = random.Random(f"web {world.seed} {seed}")
-    kinds = rng.choices(list(PAGES), [weight for weight, _ in PAGES.values()], k=pages)
-    return [page(world, kind, rng) for kind in kinds]
+    kinds, weights = list(PAGES), [weight for weight, _ in PAGES.values()]
+    return [page(world, rng.choices(kinds, weights)[0], rng) for _ in range(pages)]

@@ -294,7 +294,7 @@ def closed_task(world: World, names: Names, rng: random.Random) -> Drawn:
     """A question that only the given text can answer."""
     source, has = passage(world, rng)
     person = rng.choice(sorted(has))
-    question = rng.choice([f"What does {person} have?", f"Which thing has {person}?"])
+    question = rng.choice([f"What does {person} have?", f"Which thing does {person} have?"])
     text = rng.choice([f"{source} {question}", f"Text: {source} Question: {question}"])
     return text, Task("closed", person, "", (has[person],), 1, source)
 

@@ -261,6 +261,8 @@ class Reader:
             if subjects:
                 names = [s.name for s in subjects]
                 first = subjects[0]
+            elif self._is_subject(clause, value):
+                continue
             else:
                 names, first = self._implied(clause, kinds, recent), None
             for name in names:
@@ -301,6 +303,16 @@ class Reader:
             if self.kinds[name] in kinds:
                 return [name]
         return []
+
+    def _is_subject(self, clause: Clause, value: Mention) -> bool:
+        """Whether what could be a value opens a claim of its own: `Larkhill lies in the west`."""
+        if value.start != clause.start or value.end == clause.end:
+            return False
+        if not clause.sentence.is_verb(value.end):
+            return False
+        rest = [m for m in clause.mentions if m.start >= value.end]
+        kind = self.kinds.get(value.name)
+        return any(kind in self.attribute_of.get(m.type, ()) for m in rest)
 
     def _has_cue(
         self,
