@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+SCHEMA_VERSION = 1
+
 
 @dataclass(frozen=True)
 class Task:

@@ -19,12 +19,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rlhf_edu import __version__, data_folder
+from rlhf_edu.bases import make_base
 from rlhf_edu.data import Demonstration, Prompt, Ranking
 from rlhf_edu.dpo import DPOConfig, train_dpo
 from rlhf_edu.evaluation import (
     MAX_NEW_TOKENS,
     Answers,
     answer_all,
+    bootstrap,
     few_shot_prefix,
     kl_to_reference,
     labelers_prefer,
@@ -39,19 +41,18 @@ from rlhf_edu.models import (
     count_parameters,
     load_policy,
     load_tokenizer,
-    new_llama,
     round_weights,
     scalar_model_from,
     scores,
 )
 from rlhf_edu.ppo import PPOConfig, train_ppo
-from rlhf_edu.pretrain import PretrainConfig, lm_loss, pack, pretrain, train_tokenizer
-from rlhf_edu.reward import RewardConfig, normalise_reward, train_reward
+from rlhf_edu.pretrain import lm_loss, pack
+from rlhf_edu.reward import RewardConfig, evaluate_reward, normalise_reward, train_reward
 from rlhf_edu.sft import SFTConfig, train_sft
 from rlhf_edu.tinyweb.demonstrations import demonstrate
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge
-from rlhf_edu.tinyweb.labelers import Population
+from rlhf_edu.tinyweb.labelers import Population, ceiling
 from rlhf_edu.tinyweb.pages import web
 from rlhf_edu.tinyweb.prompts import make_prompts, stratified_prompts
 
@@ -63,8 +64,7 @@ class Recipe:
     """Every number of the ladder that is a choice."""
 
     size: str = "1M"
-    pages: int = 150_000
-    pretrain: PretrainConfig = PretrainConfig(bf16=True)
+    pages: int | None = None  # to pretrain on; None: what `bases.BASES` says
     demonstrations: int = 600
     ranked_prompts: int = 1200
     answers_per_prompt: tuple[int, ...] = (4, 5, 6, 7, 8, 9)
@@ -113,7 +113,7 @@ class Ladder:
         self.test = make_prompts(world, "test", recipe.test_prompts)
         self.test_stratified = stratified_prompts(world, "test", recipe.per_use_case, 100)
         exam = self.test + self.test_stratified
-        self.validation = make_prompts(world, "validation", 64, seed, exclude=exam)
+        self.validation = make_prompts(world, "validation", 128, seed, exclude=exam)
         n, m = recipe.demonstrations, recipe.ranked_prompts
         train = make_prompts(world, "train", n + m + recipe.ppo_prompts, seed, exclude=exam)
         self.train = {"sft": train[:n], "rank": train[n : n + m], "ppo": train[n + m :]}
@@ -132,8 +132,9 @@ class Ladder:
         self.measure("sft", self.supervised)
         # 4. People rank answers of the SFT model; a reward model learns to rank like them.
         with self.timed("reward_model"):
-            self.rankings = self.collect_rankings()
+            self.rankings = self.collect_rankings(self.train["rank"], self.seed + 1)
             self.train_reward_model()
+        self.reward_model = self.measure_reward_model()
         # 5. Best of 16: what the reward model is worth without any reinforcement learning.
         self.measure_best_of_n()
         # 6. PPO against the reward model, with a KL penalty to the SFT model.
@@ -152,12 +153,9 @@ class Ladder:
             folder = data_folder() / "models" / f"base-{self.recipe.size}"
             self.models["base"], self.tokenizer = load_policy(folder), load_tokenizer(folder)
         else:
-            texts = web(self.world, self.recipe.pages, self.seed)
-            self.tokenizer = train_tokenizer(texts[:20_000])
-            model = new_llama(self.recipe.size, len(self.tokenizer), self.seed)
-            blocks = pack(self.tokenizer, texts)
-            model, _ = pretrain(model, blocks, self.recipe.pretrain, self.bar("base"))
-            self.models["base"] = round_weights(model)
+            self.models["base"], self.tokenizer = make_base(
+                self.recipe.size, self.world, self.seed, self.recipe.pages, self.bar("base")
+            )
         self.web_blocks = pack(self.tokenizer, self.web_test)
         self.prefix = ""
 
@@ -191,12 +189,11 @@ class Ladder:
         )
         return round_weights(model)
 
-    def collect_rankings(self) -> list[Ranking]:
+    def collect_rankings(self, prompts: list[Prompt], seed: int) -> list[Ranking]:
         """K answers of the SFT model to each prompt, ranked by one labeler each."""
-        prompts, ks = self.train["rank"], self.recipe.answers_per_prompt
+        ks = self.recipe.answers_per_prompt
         counts = [ks[i % len(ks)] for i in range(len(prompts))]
         texts = [p.text for p, k in zip(prompts, counts, strict=True) for _ in range(k)]
-        seed = self.seed + 1
         rollout = generate(self.models["sft"], self.tokenizer, texts, MAX_NEW_TOKENS, seed=seed)
         answers = iter(zip(rollout.texts(self.tokenizer), rollout.ended.tolist(), strict=True))
         rankings = []
@@ -205,6 +202,21 @@ class Ladder:
             ranking = self.population.ranking(prompt, list(said), list(ended), "sft", self.seed)
             rankings.append(ranking)
         return rankings
+
+    def measure_reward_model(self) -> dict[str, Any]:
+        """How often the reward model orders two new answers as labelers do, and as gold does."""
+        unseen = self.collect_rankings(self.validation, self.seed + 2)
+        by_gold = [replace(r, ranks=gold_ranks(self.judge, r), labeler="gold") for r in unseen]
+        agree = bootstrap(self.population.agreement(unseen, self.seed))
+        model, tokenizer = self.models["reward_model"], self.tokenizer
+        return {
+            "label_accuracy": evaluate_reward(model, tokenizer, unseen)["accuracy"],
+            "gold_accuracy": evaluate_reward(model, tokenizer, by_gold)["accuracy"],
+            "agreement": agree.mean,
+            "agreement_low": agree.low,
+            "agreement_high": agree.high,
+            "ceiling": ceiling(agree.mean),
+        }
 
     def train_reward_model(self) -> None:
         """K-wise reward model on the SFT model's body; demonstrations score 0."""
@@ -291,9 +303,18 @@ class Ladder:
                 **more,
                 gold_stratified=self.stratified[stage].mean("gold").mean,
                 by_asked=self._gold_by_asked(answers),
+                labels=self._labels(stage),
                 minutes=self.minutes[stage],
             )
         )
+
+    def _labels(self, stage: str) -> dict[str, int]:
+        """The label budget of a stage: what people wrote and ranked for it."""
+        shown, ranked = self.recipe.demonstrations, self.recipe.ranked_prompts
+        by_stage = {"base": (0, 0), "prompted": (self.recipe.examples, 0), "sft": (shown, 0)}
+        by_stage["sft_whole_budget"] = (shown + ranked, 0)
+        shown, ranked = by_stage.get(stage, (shown, ranked))
+        return {"demonstrations": shown, "rankings": ranked}
 
     def _wins(self, stage: str) -> dict[str, float]:
         """Win rate over the SFT model, by the gold judge and by labelers no model learned from."""
@@ -379,10 +400,7 @@ class Ladder:
         return {
             "stages": [r for r in self.rows if r["stage"] in STAGES],
             "beside": [r for r in self.rows if r["stage"] not in STAGES],
-            "label_budget": {
-                "demonstrations": self.recipe.demonstrations,
-                "rankings": self.recipe.ranked_prompts,
-            },
+            "reward_model": self.reward_model,
             "minutes": self.minutes,
             "seed": self.seed,
             "world_seed": self.world.seed,
@@ -393,6 +411,13 @@ class Ladder:
                 "python": platform.python_version(),
             },
         }
+
+
+def gold_ranks(judge: Judge, ranking: Ranking) -> tuple[int, ...]:
+    """Ranks of a ranking's answers by gold, 1 the best; equal gold is a tie."""
+    answers = zip(ranking.answers, ranking.ended, strict=True)
+    gold = [judge(ranking.prompt, answer, ended).gold for answer, ended in answers]
+    return tuple(1 + sum(other > score for other in gold) for score in gold)
 
 
 @torch.inference_mode()
@@ -406,7 +431,8 @@ def table(report: dict[str, Any]) -> str:
     """The ladder as text, one stage a line."""
     head = (
         f"{'stage':<17}{'gold':>19}{'helpful':>8}{'truthful':>9}{'harmless':>9}{'words':>6}"
-        f"{'win vs SFT':>19}{'KL':>6}{'web loss':>9}{'table':>6}{'story':>6}{'min':>6}"
+        f"{'win vs SFT':>19}{'KL':>6}{'web loss':>9}{'table':>6}{'story':>6}{'labels':>10}"
+        f"{'parameters':>11}{'min':>6}"
     )
     lines = [head, "-" * len(head)]
     for r in report["stages"] + report["beside"]:
@@ -416,9 +442,25 @@ def table(report: dict[str, Any]) -> str:
         lines.append(
             f"{r['stage']:<17}{gold:>19}{r['helpful']:>8.2f}{r['truthful']:>9.2f}"
             f"{r['harmless']:>9.2f}{r['words']:>6.1f}{wins:>19}{kl:>6}{r['web_loss']:>9.3f}"
-            f"{r['skills']['table']:>6.2f}{r['skills']['story']:>6.2f}{r['minutes']:>6.1f}"
+            f"{r['skills']['table']:>6.2f}{r['skills']['story']:>6.2f}"
+            f"{_budget(r['labels']):>10}{r['parameters']:>11,}{r['minutes']:>6.1f}"
         )
+    found = report["reward_model"]
+    lines += [
+        "",
+        "KL: to the SFT model, nats per answer. labels: demonstrations + rankings. "
+        "min: of training, the reward model and its labels counted apart: "
+        f"{report['minutes']['reward_model']:.1f}.",
+        f"Reward model, on new answers: agrees with a labeler on {found['label_accuracy']:.1%} of "
+        f"pairs, with gold on {found['gold_accuracy']:.1%}. Two labelers agree on "
+        f"{found['agreement']:.1%} [{found['agreement_low']:.1%}, {found['agreement_high']:.1%}]: "
+        f"a ceiling of {found['ceiling']:.1%}.",
+    ]
     return "\n".join(lines)
+
+
+def _budget(labels: dict[str, int]) -> str:
+    return " + ".join(str(n) for n in labels.values() if n) or "0"
 
 
 def side_by_side(ladder: Ladder, prompts: int = 5) -> str:

@@ -163,11 +163,13 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     dtype: torch.dtype = torch.bfloat16,
+    card: str | None = None,
 ) -> None:
     """Save model and tokenizer as safetensors, all or nothing; an older folder is replaced.
 
-    A reward model's head is stored in fp32, the rest in `dtype`. The model passed in does not
-    change: call `round_weights` first if it is to be the same as the saved one.
+    `card` becomes the folder's README. A reward model's head is stored in fp32, the rest in
+    `dtype`. The model passed in does not change: call `round_weights` first if it is to be the
+    same as the saved one.
     """
     stored = copy.deepcopy(model).to(dtype)
     if stored.config.num_labels == 1:
@@ -177,6 +179,8 @@ def save_model(
     try:
         stored.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if card is not None:
+            Path(temporary, "README.md").write_text(card, encoding="utf-8")
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -4,11 +4,18 @@ import json
 
 import pytest
 import torch
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM
 
+from rlhf_edu import data_folder
 from rlhf_edu.__main__ import main
+from rlhf_edu.build import save_stages
 from rlhf_edu.chat import chat
+from rlhf_edu.data import read_rankings
 from rlhf_edu.dpo import DPOConfig
 from rlhf_edu.ladder import STAGES, Ladder, Recipe, side_by_side, table
+from rlhf_edu.models import load_scalar_model
+from rlhf_edu.plots import NAMES, describe_ladder, plot_ladder
 from rlhf_edu.ppo import PPOConfig
 from rlhf_edu.reward import RewardConfig, score_answers
 from rlhf_edu.sft import SFTConfig
@@ -91,6 +98,45 @@ def test_exam_and_training_do_not_meet(small_ladder):
         assert not exam & {normalise(p.text) for p in prompts}
         assert not any(is_never_asked(ladder.world, p) for p in prompts)
     assert any(is_never_asked(ladder.world, p) for p in ladder.test)
+
+
+def test_everything_is_saved_and_opens_with_ordinary_tools(small_ladder, tmp_path, capsys):
+    ladder, report = small_ladder
+    save_stages(ladder, report, tmp_path)
+    for name in ("sft-1M", "ppo-1M", "ppo-ptx-1M", "dpo-1M"):
+        folder = tmp_path / "models" / name
+        AutoModelForCausalLM.from_pretrained(folder)
+        assert (
+            name in (folder / "README.md").read_text() and (folder / "model.safetensors").exists()
+        )
+    reward_model = load_scalar_model(tmp_path / "models" / "reward-model-1M")
+    assert torch.equal(reward_model.score.weight, ladder.models["reward_model"].score.weight)
+    card = (tmp_path / "README.md").read_text()
+    for file in tmp_path.glob("*.jsonl"):
+        rows = load_dataset(
+            "json", data_files=str(file), cache_dir=str(tmp_path / "cache"), split="train"
+        )
+        assert f"| `{file.name}` | {len(rows):,} |" in card
+    assert read_rankings(tmp_path / "rankings.jsonl") == ladder.rankings
+    # What is saved is what was measured: a second build of the same finds no difference.
+    capsys.readouterr()
+    save_stages(ladder, report, tmp_path)
+    said = capsys.readouterr().out
+    assert "NOT" not in said and "other weights" not in said
+    assert said.count("the same weights as the shipped one") == 6
+
+
+def test_the_picture_has_every_stage_in_words_too(small_ladder):
+    _, report = small_ladder
+    figure = plot_ladder(report)
+    assert len(figure.axes[0].patches) == len(STAGES)
+    assert all(NAMES[stage] in describe_ladder(report) for stage in STAGES)
+
+
+def test_the_table_of_the_readme_is_the_measured_one():
+    measured = data_folder() / "results" / "ladder.json"
+    readme = (data_folder().parent / "README.md").read_text(encoding="utf-8")
+    assert table(json.loads(measured.read_text(encoding="utf-8"))) in readme
 
 
 def test_command_line_errors_are_one_line(capsys):

@@ -10,9 +10,11 @@ These tastes are mild, and they are the named misalignment from which Goodhart's
 this course. `Population(..., tastes=False)` is the control arm: the same people without them.
 """
 
+import itertools
 import math
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf_edu.data import Prompt, Ranking
@@ -140,6 +142,27 @@ class Population:
         return Ranking(
             prompt, tuple(answers), tuple(ended), tuple(ranks), labeler.labeler_id, sources
         )
+
+    def agreement(self, rankings: Sequence[Ranking], seed: int = 0) -> list[float]:
+        """How often two labelers agree on the order of two answers; one share per ranking.
+
+        Two different screened labelers rank the same answers; pairs that either of them calls
+        equal, and rankings without other pairs, are left out.
+        """
+        rng, shares = random.Random(f"agreement {seed}"), []
+        for r in rankings:
+            pair = rng.sample([p for p in self.labelers if p.screened], 2)
+            first, second = (
+                self.rank(p, r.prompt, list(r.answers), list(r.ended), seed + 1) for p in pair
+            )
+            same = [
+                (first[i] < first[j]) == (second[i] < second[j])
+                for i, j in itertools.combinations(range(len(first)), 2)
+                if first[i] != first[j] and second[i] != second[j]
+            ]
+            if same:
+                shares.append(sum(same) / len(same))
+        return shares
 
 
 def ceiling(agreement: float) -> float:
