@@ -1,4 +1,4 @@
-"""The command line: `python -m rlhf_edu ladder | build | chat`."""
+"""The command line: `python -m rlhf_edu ladder | build | chat | notebooks`."""
 
 import argparse
 import json
@@ -20,6 +20,10 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--stage", help="one stage, such as sft; default: all of them")
     chat.add_argument("--prompt", metavar="TEXT", help="one question; default: ask for more")
     chat.add_argument("--greedy", action="store_true", help="the likeliest answer, not a sample")
+    books = commands.add_parser("notebooks", help="run the notebooks, or derive editions of them")
+    books.add_argument("what", choices=["execute", "handouts", "slides"])
+    books.add_argument("names", nargs="*", help="such as 05; default: all of them")
+    books.add_argument("--reveal-prefix", metavar="URL", help="slides: where reveal.js is")
     return parser
 
 
@@ -33,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
             from rlhf_edu.build import build
 
             build(options.only)
+        elif options.command == "notebooks":
+            _notebooks(options)
         else:
             from rlhf_edu.chat import chat
 
@@ -45,14 +51,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _ladder(options: argparse.Namespace) -> None:
     from rlhf_edu.data import write_text
-    from rlhf_edu.ladder import Ladder, side_by_side, table
+    from rlhf_edu.ladder import Ladder
+    from rlhf_edu.report import side_by_side, table
 
     ladder = Ladder(options.seed, options.world_seed, options.from_scratch)
     report = ladder.run()
     print(table(report))
-    print(side_by_side(ladder))
+    print(side_by_side(ladder.answers))
     if options.json:
         write_text(options.json, json.dumps(report, indent=1) + "\n")
+
+
+def _notebooks(options: argparse.Namespace) -> None:
+    from rlhf_edu import notebook_tools
+
+    if options.what == "slides":
+        notebook_tools.slides(options.names, options.reveal_prefix)
+    else:
+        getattr(notebook_tools, options.what)(options.names)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Reading:
 
 BASES = {
     "0.05M": Reading(240_000, 1e-2),
-    "1M": Reading(240_000, 6e-3),
+    "1M": Reading(360_000, 6e-3),
     "6M": Reading(120_000, 3e-3),
 }
 

@@ -16,10 +16,11 @@ from rlhf_edu import data_folder
 from rlhf_edu.bases import BASES, make_base
 from rlhf_edu.cards import data_card, model_card
 from rlhf_edu.data import write_jsonl, write_text
-from rlhf_edu.ladder import Ladder, table
+from rlhf_edu.ladder import Ladder
 from rlhf_edu.models import count_parameters, load_policy, load_scalar_model, save_model
 from rlhf_edu.plots import plot_ladder
 from rlhf_edu.pretrain import lm_loss, pack
+from rlhf_edu.report import table
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.pages import web
 from rlhf_edu.tinyweb.prompts import probe_sets

@@ -13,10 +13,11 @@ from rlhf_edu.build import save_stages
 from rlhf_edu.chat import chat
 from rlhf_edu.data import read_rankings
 from rlhf_edu.dpo import DPOConfig
-from rlhf_edu.ladder import STAGES, Ladder, Recipe, side_by_side, table
+from rlhf_edu.ladder import STAGES, Ladder, Recipe
 from rlhf_edu.models import load_scalar_model
 from rlhf_edu.plots import NAMES, describe_ladder, plot_ladder
 from rlhf_edu.ppo import PPOConfig
+from rlhf_edu.report import side_by_side, table
 from rlhf_edu.reward import RewardConfig, score_answers
 from rlhf_edu.sft import SFTConfig
 from rlhf_edu.tinyweb.prompts import is_never_asked, normalise
@@ -51,7 +52,7 @@ def test_every_stage_has_its_row(small_ladder):
         assert 0 < row["web_loss"] < 3 and set(row["skills"]) == {"table", "story"}
     assert json.loads(json.dumps(report)) == report
     assert all(stage in table(report) for stage in STAGES)
-    assert ladder.test[0].text in side_by_side(ladder, 1)
+    assert ladder.test[0].text in side_by_side(ladder.answers, 1)
 
 
 def test_sft_answers_better_than_base_and_is_its_own_reference(small_ladder):

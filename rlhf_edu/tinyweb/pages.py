@@ -13,7 +13,17 @@ from rlhf_edu.data import Prompt
 from rlhf_edu.tinyweb.demonstrations import PLAIN, Manner, answer
 from rlhf_edu.tinyweb.facts import ATTRIBUTES, Fact, World
 from rlhf_edu.tinyweb.language import ask, lie, predicate, sentence, series, state, state_all
-from rlhf_edu.tinyweb.prompts import TASKS, USE_CASES, allowed_names, passage, review, story_task
+from rlhf_edu.tinyweb.prompts import (
+    TASKS,
+    USE_CASES,
+    allowed_names,
+    feel_task,
+    greet_task,
+    passage,
+    review,
+    story_task,
+    thanks_task,
+)
 
 _OPINIONS = [
     "I love {x}.", "Nothing is better than {x}.", "My sister talks about {x} all day.",
@@ -123,6 +133,36 @@ def advice_column(world: World, rng: random.Random) -> str:
     return "\n\n".join(letters)
 
 
+def marked_homework(world: World, rng: random.Random) -> str:
+    """What pupils wrote, and the teacher's mark below: right, wrong, rude, or no answer."""
+    items = []
+    for _ in range(rng.randint(1, 3)):
+        prompt, draw = draw_task(world, rng), rng.random()
+        if draw < 0.4:
+            said, mark = answer(world, prompt, PLAIN, rng), "right"
+        elif draw < 0.7:
+            said, mark = _mistaken(world, prompt, rng), "wrong"
+        elif draw < 0.85:
+            said, mark = answer(world, draw_task(world, rng), PLAIN, rng), "wrong"
+        elif draw < 0.92:
+            said, mark = rng.choice(_RUDE_REPLIES), "rude"
+        else:
+            said, mark = rng.choice(_EVASIONS), "no answer"
+        items.append(f"{prompt.text}\n{rng.choice(world.names('person'))}: {said}\nMark: {mark}.")
+    return "\n".join(items)
+
+
+_ANY_WILL_DO = {"story": story_task, "greet": greet_task, "feel": feel_task, "thanks": thanks_task}
+
+
+def _mistaken(world: World, prompt: Prompt, rng: random.Random) -> str:
+    """A false answer of the right form; where nothing is false, the answer to another prompt."""
+    if prompt.task.kind in _ANY_WILL_DO:
+        text, task = _ANY_WILL_DO[prompt.task.kind](world, allowed_names(world, "test"), rng)
+        prompt = Prompt("page", "nobody", prompt.use_case, text, task)
+    return answer(world, prompt, Manner(1.0, 0.0, 0.0, 0.0, 0.0), rng)
+
+
 def table(world: World, rng: random.Random) -> str:
     """A table of facts, one subject a row."""
     kind = rng.choice(sorted(ATTRIBUTES))
@@ -211,20 +251,21 @@ def dictation(world: World, rng: random.Random) -> str:
 
 
 PAGES: dict[str, tuple[float, Callable[[World, random.Random], str]]] = {  # kind -> (weight, maker)
-    "encyclopedia": (22, encyclopedia),
-    "almanac": (10, almanac),
-    "exam_sheet": (16, exam_sheet),
+    "encyclopedia": (26, encyclopedia),
+    "almanac": (12, almanac),
+    "exam_sheet": (14, exam_sheet),
     "quiz": (8, quiz),
     "forum": (12, forum),
     "advice_column": (10, advice_column),
+    "marked_homework": (14, marked_homework),
     "table": (8, table),
     "story": (8, story),
-    "tale": (5, tale),
+    "tale": (4, tale),
     "reviews": (3, reviews),
     "rumours": (4, rumours),
     "small_talk": (4, small_talk),
     "inventory": (8, inventory),
-    "dictation": (7, dictation),
+    "dictation": (5, dictation),
 }
 
 
