@@ -3,6 +3,9 @@
 # make test-unit  unit tests alone
 # make ladder     base -> SFT -> reward model -> PPO -> PPO-ptx -> DPO, and the table that compares
 # make build      rebuild everything in data/ from nothing
+# make notebooks  run the notebooks and store what they show; ARGS=05 runs one
+# make handouts   build/handouts: the notebooks for class, without solutions
+# make slides     build/slides: the notebooks as lectures
 # make lint       style checks
 #
 # PYTHON=python3.12 chooses another Python (3.10 or newer) to make .venv with; VENV=folder another
@@ -20,7 +23,8 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 ARGS ?=
 
-.PHONY: help install lab test test-unit test-notebooks ladder build lint constraints
+.PHONY: help install lab test test-unit test-notebooks ladder build notebooks handouts slides lint \
+	constraints
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -55,6 +59,12 @@ ladder: $(INSTALLED)
 
 build: $(INSTALLED)
 	$(BIN)/python -m rlhf_edu build $(ARGS)
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m rlhf_edu notebooks execute $(ARGS)
+
+handouts slides: $(INSTALLED)
+	$(BIN)/python -m rlhf_edu notebooks $@ $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

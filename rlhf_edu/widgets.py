@@ -1,0 +1,270 @@
+"""Small things to click: a microscope for tokens, and a prompt box that every stage answers.
+
+Each is an ipywidgets box whose parts can be set from Python (`.prompt.value = "…"`), so that it
+can be tested and scripted without a browser. Where no kernel runs, on GitHub or in an exported
+page, the picture it last made stays behind as plain HTML and as one line of text.
+"""
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_edu.generation import generate
+from rlhf_edu.losses import gae, shaped_rewards
+from rlhf_edu.models import (
+    Sequences,
+    encode_answer,
+    encode_prompt,
+    join,
+    load_policy,
+    load_tokenizer,
+    response_logprobs,
+    scores,
+    values,
+)
+
+# Two hues that people with any colour vision can tell apart, and white for zero.
+HIGH, LOW = (213, 94, 0), (0, 114, 178)
+WIDE = {"width": "640px"}
+
+
+class Panel(ipywidgets.VBox):
+    """A box of controls above one HTML view, with a stable text for those who only see text.
+
+    Subclasses make `controls`, then call `_build(controls)`, and define `view()` and `words()`.
+    """
+
+    def _build(self, controls: Sequence[ipywidgets.Widget]) -> None:
+        self.page = ipywidgets.HTML(self.view())
+        self.children = [*controls, self.page]
+
+    def refresh(self, _change: Any = None) -> None:
+        """Compute and draw again; what the controls call when they change."""
+        self.page.value = self.view()
+
+    def view(self) -> str:
+        """The HTML below the controls."""
+        raise NotImplementedError
+
+    def words(self) -> str:
+        """What the view says, in a sentence."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self.words()
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        bundle = super()._repr_mimebundle_(**options) or {}
+        return {**bundle, "text/plain": self.words(), "text/html": self.page.value}
+
+
+# --- the microscope ----------------------------------------------------------------------------
+
+QUANTITIES = {
+    "log-prob": "log-probability under the policy, nats",
+    "KL": "log(policy / reference), nats",
+    "reward": "reward of the token: -beta KL, and the score at the end",
+    "value": "what the critic expected before the token",
+    "advantage": "better (+) or worse (-) than expected",
+}
+
+
+@dataclass(frozen=True)
+class Slide:
+    """What the microscope sees: R tokens of an answer, and R numbers for each quantity."""
+
+    tokens: list[str]
+    numbers: dict[str, list[float]]
+
+
+class Microscope(Panel):
+    """A prompt and an answer, token by token, under two models.
+
+    Colours show the chosen quantity: orange above zero, blue below. Without a reward model the
+    score is 0, without a critic all values are; a function (prompt, answer) -> float will do for
+    a reward model.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel,
+        reward: PreTrainedModel | Callable[[str, str], float] | None = None,
+        critic: PreTrainedModel | None = None,
+        prompt: str = "Where does the otter live?",
+        answer: str | None = None,
+        beta: float = 0.05,
+        quantity: str = "KL",
+    ) -> None:
+        """Put an answer under the microscope; None: the likeliest answer of the policy."""
+        super().__init__()
+        self.tokenizer, self.policy, self.reference = tokenizer, policy, reference
+        self.reward, self.critic, self.beta = reward, critic, beta
+        self.prompt = ipywidgets.Text(prompt, description="prompt", layout=WIDE)
+        self.answer = ipywidgets.Text(
+            self._answer(prompt) if answer is None else answer, description="answer", layout=WIDE
+        )
+        self.quantity = ipywidgets.ToggleButtons(
+            options=list(QUANTITIES), value=quantity, style={"button_width": "90px"}
+        )
+        self.ask = ipywidgets.Button(description="let the policy answer", layout={"width": "180px"})
+        self._build([self.prompt, ipywidgets.HBox([self.answer, self.ask]), self.quantity])
+        for control in (self.prompt, self.answer, self.quantity):
+            control.observe(self.refresh, "value")
+        self.ask.on_click(self._on_ask)
+
+    def _answer(self, prompt: str) -> str:
+        rollout = generate(self.policy, self.tokenizer, [prompt], temperature=0)
+        return rollout.texts(self.tokenizer)[0]
+
+    def _on_ask(self, _button: Any) -> None:
+        self.answer.value = self._answer(self.prompt.value)
+
+    @torch.no_grad()
+    def look(self) -> Slide:
+        """Every quantity of every token of the answer, its end-of-text included."""
+        ids = encode_answer(self.tokenizer, self.answer.value)
+        row = join([encode_prompt(self.tokenizer, self.prompt.value)], [ids], 0)
+        logprobs = response_logprobs(self.policy, row)
+        kl = logprobs - response_logprobs(self.reference, row)
+        score = torch.tensor([self._score(row)])
+        rewards = shaped_rewards(score, logprobs, logprobs - kl, row.mask, self.beta)
+        before = torch.zeros_like(logprobs) if self.critic is None else self._values(row)
+        advantages, _ = gae(rewards, before, row.mask)
+        found = (logprobs, kl, rewards, before, advantages)
+        numbers = {name: x[0].tolist() for name, x in zip(QUANTITIES, found, strict=True)}
+        return Slide([self.tokenizer.decode([i]) for i in ids], numbers)
+
+    def _score(self, row: Sequences) -> float:
+        if self.reward is None:
+            return 0.0
+        if isinstance(self.reward, PreTrainedModel):
+            return scores(self.reward, row.tokens, row.attention_mask).item()
+        return float(self.reward(self.prompt.value, self.answer.value))
+
+    def _values(self, row: Sequences) -> torch.Tensor:
+        after = values(self.critic, row.tokens, row.attention_mask)
+        return after[:, row.prompt_length - 1 : -1]
+
+    def view(self) -> str:
+        """The tokens in colour, each with its number below."""
+        slide, name = self.look(), self.quantity.value
+        numbers = slide.numbers[name]
+        largest = max(max(map(abs, numbers)), 1e-9)
+        cells = "".join(
+            _cell(token, number, largest)
+            for token, number in zip(slide.tokens, numbers, strict=True)
+        )
+        prompt = f"<div><i>{html.escape(self.prompt.value)}</i></div>"
+        caption = f"{name}: {QUANTITIES[name]}; sum {_signed(sum(numbers))}"
+        return f"<div>{prompt}<div>{cells}</div><div>{html.escape(caption)}</div></div>"
+
+    def words(self) -> str:
+        """The chosen quantity in a sentence."""
+        slide, name = self.look(), self.quantity.value
+        total = _signed(sum(slide.numbers[name]), 1)
+        tokens = f"{len(slide.tokens)} tokens of {self.answer.value!r}"
+        return f"Microscope, {tokens}: {name} adds up to {total}."
+
+
+def _signed(number: float, digits: int = 2) -> str:
+    return f"{round(number, digits) + 0.0:+.{digits}f}"
+
+
+def _cell(token: str, number: float, largest: float) -> str:
+    """One token on its colour, and its number."""
+    strength = min(1.0, abs(number) / largest) * 0.75
+    hue = HIGH if number > 0 else LOW
+    colour = ",".join(str(round(255 - strength * (255 - part))) for part in hue)
+    text = html.escape(token).replace("\n", "↵").replace(" ", "&nbsp;") or "&nbsp;"
+    return (
+        '<span style="display:inline-block;text-align:center;margin:1px">'
+        f'<span style="display:block;background:rgb({colour});color:black;padding:2px 3px;'
+        f'font-family:monospace">{text}</span><small>{_signed(number)}</small></span>'
+    )
+
+
+# --- talk to every stage -----------------------------------------------------------------------
+
+STAGES = {
+    "base": "base",
+    "SFT": "sft",
+    "PPO": "ppo",
+    "PPO-ptx": "ppo-ptx",
+    "DPO": "dpo",
+}
+
+
+class TalkToEveryStage(Panel):
+    """Type a prompt, and read the answers of all stages that have been built, side by side."""
+
+    def __init__(
+        self,
+        models: str | Path,
+        prompt: str = "Where does the otter live?",
+        size: str = "1M",
+        max_new_tokens: int = 48,
+        seed: int = 0,
+    ) -> None:
+        """Load the stages in a folder such as `data/models`.
+
+        Raises:
+            FileNotFoundError: the folder has no stage of this size.
+        """
+        super().__init__()
+        folders = {name: Path(models) / f"{stage}-{size}" for name, stage in STAGES.items()}
+        there = {name: f for name, f in folders.items() if (f / "config.json").is_file()}
+        if not there:
+            raise FileNotFoundError(f"no stage of size {size} to talk to in {Path(models).name}/")
+        self.loaded = {name: (load_policy(f), load_tokenizer(f)) for name, f in there.items()}
+        self.max_new_tokens = max_new_tokens
+        self.prompt = ipywidgets.Text(prompt, description="prompt", layout=WIDE)
+        self.temperature = ipywidgets.FloatSlider(
+            value=0.0, min=0.0, max=1.5, step=0.1, description="temperature"
+        )
+        self.seed = ipywidgets.BoundedIntText(seed, min=0, max=9999, description="seed")
+        for control in (self.prompt, self.temperature, self.seed):
+            control.observe(self.refresh, "value")
+        # The prompt is answered when Enter is pressed, not at every letter.
+        self.prompt.continuous_update = self.temperature.continuous_update = False
+        self._asked: tuple | None = None
+        self._build([self.prompt, ipywidgets.HBox([self.temperature, self.seed])])
+
+    def answers(self) -> dict[str, str]:
+        """The answer of each stage to the prompt, at this temperature and seed."""
+        asked = (self.prompt.value, self.temperature.value, self.seed.value)
+        if asked != self._asked:
+            self._asked, self._said = asked, self._ask(*asked)
+        return self._said
+
+    def _ask(self, prompt: str, temperature: float, seed: int) -> dict[str, str]:
+        said = {}
+        for name, (model, tokenizer) in self.loaded.items():
+            rollout = generate(
+                model, tokenizer, [prompt], self.max_new_tokens, round(temperature, 2), seed
+            )
+            text = rollout.texts(tokenizer)[0].strip()
+            said[name] = text if rollout.ended[0] else f"{text} …"
+        return said
+
+    def view(self) -> str:
+        """The answers as a table, one row a stage."""
+        rows = "".join(
+            f'<tr><th style="text-align:left;vertical-align:top;padding:4px 12px 4px 0">{name}</th>'
+            f'<td style="text-align:left;padding:4px">'
+            f"{html.escape(text).replace(chr(10), '<br>')}</td></tr>"
+            for name, text in self.answers().items()
+        )
+        return f'<table style="max-width:760px">{rows}</table>'
+
+    def words(self) -> str:
+        """The answers as lines of text."""
+        lines = [f"{name:>8}  {' / '.join(t.split(chr(10)))}" for name, t in self.answers().items()]
+        return "\n".join([f"> {self.prompt.value}", *lines])

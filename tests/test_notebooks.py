@@ -1,0 +1,274 @@
+"""The notebooks as files: every rule that can be checked without running them.
+
+Running them, and comparing what they show, is `pytest --nbval notebooks`.
+"""
+
+import ast
+import contextlib
+import importlib.util
+import io
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from rlhf_edu import notebook_tools as tools
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+CELL_LINES, SOLUTION_LINES, COLUMNS, BYTES = 14, 20, 79, 1_500_000
+SLIDE_TYPES = {"slide", "subslide", "fragment", "notes", "skip", "-"}
+PATHS = re.compile(r"/(?:home|work|tmp|root|Users|mnt)/\w|[A-Z]:\\\\?\w")
+EXERCISE = re.compile(r"\*\*Exercise \d+ · (easy|medium|hard) · \d+ minutes\*\*")
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def words(notebook) -> str:
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def lines(cell) -> list[str]:
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+# --- the notebooks -----------------------------------------------------------------------------
+
+
+@each
+def test_every_code_cell_was_run_in_order(path: Path) -> None:
+    cells = code(tools.read(path))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+
+
+@each
+def test_file_is_as_the_execute_command_writes_it(path: Path) -> None:
+    notebook = tools.read(path)
+    nbformat.validate(notebook)
+    text = path.read_text(encoding="utf-8")
+    tools.normalise(notebook)
+    assert nbformat.writes(notebook, version=4).rstrip("\n") + "\n" == text
+    assert len(text.encode()) < BYTES
+    assert "widgets" not in notebook.metadata
+
+
+@each
+def test_cells_are_short_and_fit_a_slide(path: Path) -> None:
+    for cell in code(tools.read(path)):
+        limit = SOLUTION_LINES if "solution" in tags(cell) else CELL_LINES
+        assert len(lines(cell)) <= limit, cell.source
+        assert all(len(line) <= COLUMNS for line in cell.source.splitlines()), cell.source
+
+
+@each
+def test_every_cell_has_its_place_in_the_lecture(path: Path) -> None:
+    cells = tools.read(path).cells
+    kinds = [cell.metadata.get("slideshow", {}).get("slide_type") for cell in cells]
+    assert set(kinds) <= SLIDE_TYPES
+    assert kinds[0] == "slide"
+    hidden = {"solution", "answer"}
+    assert all(k == "skip" for k, c in zip(kinds, cells, strict=True) if hidden & tags(c))
+
+
+@each
+def test_figures_say_what_they_show(path: Path) -> None:
+    for cell in code(tools.read(path)):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "image/png" in data:
+                assert len(data["text/plain"]) > 30, "say the finding in a sentence"
+                assert "<Figure" not in data["text/plain"]
+                assert re.search(r'<img alt="[^"]{30,}"', data["text/html"])
+
+
+@each
+def test_outputs_are_clean(path: Path) -> None:
+    for cell in code(tools.read(path)):
+        for output in cell.outputs:
+            assert output.output_type != "error" or "raises-exception" in tags(cell)
+            assert output.get("name") != "stderr", output.get("text")
+            data = output.get("data", {})
+            for text in (output.get("text", ""), data.get("text/plain", "")):
+                assert not PATHS.search(text), text
+                assert not re.search(r" at 0x[0-9a-f]{6,}|it/s\]", text), text
+
+
+@each
+def test_has_the_parts_of_a_chapter(path: Path) -> None:
+    notebook = tools.read(path)
+    number, opening = path.name[:2], "\n".join(c.source for c in notebook.cells[:3])
+    assert opening.startswith(f"# {number} · ")
+    for part in ("**Objectives**", "**Prerequisites**", "minutes", "**You will have made**"):
+        assert part in opening, part
+    assert "start(" in code(notebook)[0].source
+    text = words(notebook)
+    for part in ("## Recap", "## Three questions", "## References", "## Where next"):
+        assert part in text, part
+    assert len(re.findall(r"\*\*Predict", text)) >= 3
+
+
+@each
+def test_has_exercises_with_solutions(path: Path) -> None:
+    notebook = tools.read(path)
+    stubs = [cell for cell in code(notebook) if "exercise" in tags(cell)]
+    solutions = [cell for cell in code(notebook) if "solution" in tags(cell)]
+    heads = EXERCISE.findall(words(notebook))
+    assert len(stubs) >= 4 and len(solutions) == len(stubs) == len(heads)
+    assert any("experiment" in tags(cell) for cell in stubs)
+    assert words(notebook).count("<summary>Hint</summary>") >= len(stubs)
+    for cell in stubs:
+        shown = "".join(o.get("text", "") for o in cell.outputs)
+        assert "experiment" in tags(cell) or "not attempted yet" in shown, cell.source
+    for cell in solutions:
+        assert cell.metadata.jupyter.source_hidden is True
+
+
+def imports_before(notebook, cell) -> str:
+    """Every import that stands in a code cell above."""
+    found = []
+    for above in code(notebook):
+        if above.id == cell.id:
+            break
+        tree = ast.parse(above.source)
+        found += [ast.unparse(n) for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    return "\n".join(found)
+
+
+SOLUTIONS = [
+    pytest.param(path, cell.id, id=f"{path.stem[:2]}-{cell.id}")
+    for path in NOTEBOOKS
+    for cell in code(tools.read(path))
+    if "solution" in tags(cell) and "experiment" not in tags(cell)
+]
+
+
+@pytest.mark.parametrize(("path", "cell_id"), SOLUTIONS)
+def test_solution_passes_its_check(path: Path, cell_id: str) -> None:
+    """A solution needs the imports above it and nothing else."""
+    notebook = tools.read(path)
+    cell = next(cell for cell in notebook.cells if cell.id == cell_id)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        names: dict = {}
+        exec(imports_before(notebook, cell), names)
+        exec(cell.source, names)
+    assert "✓" in shown.getvalue(), shown.getvalue() or "the solution runs no check"
+
+
+# --- the tools ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with one small notebook; returns its path."""
+    monkeypatch.setattr(tools, "checkout", lambda: tmp_path)
+    slide = {"slideshow": {"slide_type": "slide"}}
+    solution = {"tags": ["solution"], "slideshow": {"slide_type": "skip"}}
+    cells = [
+        new_markdown_cell("# A title", metadata=slide),
+        new_code_cell("import sys\nprint('one')\nprint('two')\nsys.stdout.write('three')"),
+        new_code_cell("print('the solution')", metadata=solution),
+        new_code_cell("import ipywidgets\nipywidgets.IntSlider(3)"),
+    ]
+    path = tmp_path / "notebooks" / "42_small.ipynb"
+    path.parent.mkdir()
+    tools.write(path, new_notebook(cells=cells))
+    return path
+
+
+def test_execute_stores_outputs_and_is_repeatable(small: Path, capsys) -> None:
+    tools.execute(["42"])
+    first = small.read_bytes()
+    tools.execute()
+    assert small.read_bytes() == first
+    cells = code(tools.read(small))
+    assert cells[0].outputs[0].text.startswith("one\ntwo\nthree")
+    assert list(cells[2].outputs[0].data) == ["text/plain"]  # the widget's id is gone
+    assert b"widget-state" not in first
+    assert capsys.readouterr().out.startswith("42_small: ")
+
+
+def test_execute_leaves_the_file_alone_if_a_cell_fails(small: Path) -> None:
+    notebook = tools.read(small)
+    notebook.cells.append(new_code_cell("1 / 0"))
+    tools.write(small, notebook)
+    before = small.read_bytes()
+    with pytest.raises(RuntimeError, match="42_small: a cell failed(.|\n)*ZeroDivisionError"):
+        tools.execute()
+    assert small.read_bytes() == before
+
+
+def test_execute_says_which_notebooks_there_are(small: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no notebook called 77; there are: 42_small"):
+        tools.execute(["77"])
+
+
+def test_handouts_have_no_solutions_and_no_outputs(small: Path) -> None:
+    notebook = tools.read(small)
+    notebook.cells[1].outputs = [new_output("stream", text="seen")]
+    tools.write(small, notebook)
+    tools.handouts()
+    made = (small.parents[1] / "build" / "handouts" / small.name).read_text(encoding="utf-8")
+    assert "A title" in made and "the solution" not in made and "seen" not in made
+
+
+def test_slides_are_one_page_and_can_do_without_the_network(small: Path) -> None:
+    folder = small.parents[1] / "node_modules"
+    (folder / "reveal.js" / "dist").mkdir(parents=True)
+    tools.slides(["42"], str(folder))
+    page = (small.parents[1] / "build" / "slides" / "42_small.html").read_text(encoding="utf-8")
+    assert "A title" in page and "the solution" not in page
+    loaded = re.findall(r"""(?:src|href)=["'](https?://[^"']+)|require\(\s*\{[^}]*https?:""", page)
+    assert not [address for address in loaded if address], loaded
+    assert f"{folder.resolve().as_uri()}/reveal.js" in page
+
+
+def test_slides_take_another_place_of_reveal(small: Path) -> None:
+    assert tools.slide_settings("https://example.org/r")["reveal_url_prefix"].endswith("org/r")
+    assert "reveal_url_prefix" not in tools.slide_settings(None)
+
+
+# --- how outputs are compared ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def same():
+    where = ROOT / "notebooks" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("notebooks_conftest", where)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.same
+
+
+@pytest.mark.parametrize(
+    ("stored", "fresh", "equal"),
+    [
+        ("loss 0.444", "loss 0.445", True),
+        ("loss 0.444", "loss 0.474", False),
+        ("loss 0.444", "cost 0.444", False),
+        ("0.999 nats", "1.000 nats", True),
+        ("-0.00", "0.00", True),
+        (" 9.99", "10.00", True),
+        ("12.5 points", "12.7 points", False),
+        ("3 of 4", "2 of 4", False),
+        ("1.0e-17", "3.1e-16", True),
+        ("1.0e-5", "3.0e-5", False),
+        ("0.50 then 0.60", "0.60 then 0.50", False),
+        ("version 1.2.3", "version 1.2.4", False),
+        ("a\nb", "a b", False),
+        ("[0.1, 0.2]", "[0.1, 0.3]", True),  # one unit of the last digit
+    ],
+)
+def test_outputs_are_compared_with_tolerance(same, stored: str, fresh: str, equal: bool) -> None:
+    assert same(stored, fresh) is equal
+    assert same(fresh, stored) is equal

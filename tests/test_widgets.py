@@ -1,0 +1,211 @@
+"""Widgets and live figures without a browser: set values, press buttons, read what is shown."""
+
+import base64
+import re
+
+import matplotlib.pyplot as plt
+import pytest
+import tiny_models
+import torch
+from transformers import PreTrainedModel
+
+from rlhf_edu import notebook
+from rlhf_edu.models import save_model, scalar_model_from
+from rlhf_edu.notebook import Course, Live, LiveCurve, Progress, progress, show, start
+from rlhf_edu.widgets import QUANTITIES, Microscope, TalkToEveryStage
+
+TOKENIZER = tiny_models.tokenizer()
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Everything that is displayed."""
+    seen: list = []
+    monkeypatch.setattr(notebook, "display", lambda thing, **options: seen.append(thing))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> object:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base-1M", "sft-1M", "dpo-1M")):
+        save_model(tiny_models.llama(seed), TOKENIZER, folder / name)
+    reward = scalar_model_from(tiny_models.llama(0))
+    save_model(reward, TOKENIZER, folder / "reward-model-1M")
+    return folder
+
+
+# --- the first cell ----------------------------------------------------------------------------
+
+
+def test_start_says_where_we_are_and_seeds(capsys) -> None:
+    course = start(seed=3)
+    first = torch.rand(2)
+    start(seed=3)
+    assert torch.equal(first, torch.rand(2))
+    assert capsys.readouterr().out == "tier tiny, seed 3, cpu, offline\n" * 2
+    assert course.world.names("animal") and callable(course.judge)
+    assert len(course.prompts(5)) == 5
+
+
+@pytest.mark.parametrize("arguments", [{"tier": "huge"}, {"tier": "local"}])
+def test_start_explains_what_is_wrong(arguments: dict) -> None:
+    with pytest.raises(ValueError, match="tier"):
+        start(**arguments)
+
+
+def test_course_finds_models_by_short_and_long_names(models) -> None:
+    course = Course("local", 0, torch.device("cpu"), models)
+    assert course.folder("sft") == course.folder("sft-1M") == models / "sft-1M"
+    assert course.has("base", "dpo") and not course.has("base", "ppo")
+    assert isinstance(course.load("reward-model"), PreTrainedModel)
+    assert course.load("reward-model").config.num_labels == 1
+    assert course.load("base").config.vocab_size == 280
+    assert course.tokenizer.eos_token_id == 2
+    with pytest.raises(FileNotFoundError, match="no model called 'ppo'; there are: base-1M, dpo"):
+        course.folder("ppo")
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def test_show_gives_words_picture_and_html(shown: list) -> None:
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    show(figure, 'rises from 1 to "2"', "a caption")
+    bundle = shown[0]
+    assert bundle["text/plain"] == 'rises from 1 to "2"\na caption'
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    assert '<img alt="rises from 1 to &quot;2&quot;"' in bundle["text/html"]
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_show_wants_words() -> None:
+    with pytest.raises(ValueError, match="say in `alt`"):
+        show(plt.figure(), "  ")
+
+
+def test_png_has_the_same_bytes_every_time() -> None:
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    assert notebook.png(figure) == notebook.png(figure)
+    plt.close(figure)
+
+
+# --- bars and curves ---------------------------------------------------------------------------
+
+
+def test_progress_goes_through_all_items_and_leaves_one_line(shown: list) -> None:
+    assert list(progress(range(3), "counting")) == [0, 1, 2]
+    assert list(progress(iter("ab"), "letters", total=2)) == ["a", "b"]
+    assert [repr(panel) for panel in shown] == ["counting: 3 steps", "letters: 2 steps"]
+    assert shown[0]._repr_mimebundle_()["text/plain"] == "counting: 3 steps"
+
+
+def test_progress_is_a_callback(shown: list) -> None:
+    bar = Progress(2, "SFT")
+    bar({"loss": 1.0})
+    bar({"loss": 0.5})
+    assert bar.bar.value == 2 and bar.text.value.startswith("SFT: 2/2")
+
+
+def test_live_curve_ends_with_a_figure_and_words(shown: list) -> None:
+    live = LiveCurve(10, "PPO", digits=2, reward="score", kl="KL, nats")
+    for i in range(10):
+        live({"reward": i / 10, "kl": i, "other": "ignored"})
+    live.finish()  # a second time does nothing
+    panel, bundle = shown
+    assert isinstance(panel, Live) and repr(panel) == "PPO: 10 steps"
+    wanted = "PPO, 10 steps: score goes from 0.05 to 0.85; KL, nats goes from 0.50 to 8.50."
+    assert bundle["text/plain"] == wanted
+
+
+def test_live_curve_stopped_early_shows_what_there_is(shown: list) -> None:
+    live = LiveCurve(10, "PPO", digits=2, reward="score")
+    live({"reward": 1.5})
+    live.finish()
+    assert shown[1]["text/plain"] == "PPO, 1 steps: score goes from 1.50 to 1.50."
+
+
+def test_live_curve_wants_curves() -> None:
+    with pytest.raises(ValueError, match="at least one curve"):
+        LiveCurve(3, "nothing")
+
+
+# --- the microscope ----------------------------------------------------------------------------
+
+
+def microscope(**options) -> Microscope:
+    policy, reference = tiny_models.llama(0), tiny_models.llama(1)
+    return Microscope(TOKENIZER, policy, reference, answer="The cat", **options)
+
+
+def test_microscope_sees_every_token_and_quantity() -> None:
+    critic = scalar_model_from(tiny_models.llama(2))
+    scope = microscope(reward=lambda prompt, answer: 2.0, critic=critic, beta=0.1)
+    slide = scope.look()
+    assert "".join(slide.tokens[:-1]) == "The cat" and slide.tokens[-1] == "</s>"
+    assert list(slide.numbers) == list(QUANTITIES)
+    kl, reward = slide.numbers["KL"], slide.numbers["reward"]
+    assert sum(reward) == pytest.approx(2.0 - 0.1 * sum(kl), abs=1e-4)
+    for name in QUANTITIES:
+        scope.quantity.value = name
+        assert f"{name}: " in scope.page.value
+        assert name in scope.words()
+
+
+def test_microscope_of_a_model_and_itself_shows_no_kl() -> None:
+    policy = tiny_models.llama(0)
+    scope = Microscope(TOKENIZER, policy, policy, answer="The cat")
+    assert scope.look().numbers["KL"] == pytest.approx([0.0] * len(scope.look().tokens))
+    assert "KL adds up to +0.0" in repr(scope)
+
+
+def test_microscope_answers_by_itself_and_on_the_button() -> None:
+    policy = tiny_models.llama(0)
+    scope = Microscope(TOKENIZER, policy, policy, prompt="Is the cat old?")
+    first = scope.answer.value
+    scope.answer.value = "<b>bold</b>"
+    assert "&lt;" in scope.page.value and "<b>" not in scope.page.value
+    scope.ask.click()
+    assert scope.answer.value == first
+    bundle = scope._repr_mimebundle_()
+    assert bundle["text/plain"] == scope.words() and bundle["text/html"] == scope.page.value
+
+
+def test_microscope_takes_a_reward_model_and_an_empty_answer() -> None:
+    scope = microscope(reward=scalar_model_from(tiny_models.llama(3)), quantity="reward")
+    scope.answer.value = ""
+    assert scope.look().tokens == ["</s>"]
+
+
+# --- talk to every stage -----------------------------------------------------------------------
+
+
+def test_talk_lists_the_stages_that_are_there(models) -> None:
+    talk = TalkToEveryStage(models, max_new_tokens=6)
+    assert list(talk.answers()) == ["base", "SFT", "DPO"]
+    rows = re.findall(r"<th[^>]*>(.*?)</th>", talk.page.value)
+    assert rows == ["base", "SFT", "DPO"]
+    assert repr(talk).splitlines()[0] == "> Where does the otter live?"
+    assert len(repr(talk).splitlines()) == 4
+
+
+def test_talk_answers_anew_when_something_changes(models) -> None:
+    talk = TalkToEveryStage(models, max_new_tokens=6)
+    first = talk.page.value
+    for slider in (talk.temperature.min, talk.temperature.max):
+        talk.temperature.value = slider
+        assert len(talk.answers()) == 3
+    at_seed_0 = talk.page.value
+    talk.seed.value = 5
+    assert talk.page.value != at_seed_0
+    talk.seed.value, talk.temperature.value = 0, 0.0
+    assert talk.page.value == first
+    talk.prompt.value = ""
+    assert talk.answers().keys() == {"base", "SFT", "DPO"}
+
+
+def test_talk_without_stages_says_so(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no stage of size 1M"):
+        TalkToEveryStage(tmp_path)
