@@ -4,6 +4,7 @@ Everything with an interval: 95 %, by bootstrap over prompts. Comparisons of two
 by prompt, and ties count one half.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_edu.data import Prompt
+from rlhf_edu.data import Prompt, Ranking
 from rlhf_edu.generation import Rollout, generate
 from rlhf_edu.losses import masked_sum
 from rlhf_edu.models import PROMPT_TEMPLATE, encode_prompt, response_logprobs
+from rlhf_edu.reward import score_answers
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge, Verdict
 from rlhf_edu.tinyweb.labelers import Population
@@ -143,6 +145,29 @@ def labelers_prefer(
         first, second = population.rank(labeler, prompt, pair, ended, seed)
         wins.append(1.0 if first < second else 0.5 if first == second else 0.0)
     return bootstrap(wins)
+
+
+def reward_accuracy(
+    reward_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rankings: Sequence[Ranking],
+) -> list[float]:
+    """Share of a ranking's pairs that the scores order as the ranks do; one number a ranking.
+
+    Ties of the ranks are no pairs, and rankings of ties alone are left out; equal scores count
+    one half.
+    """
+    asked = [r.prompt.text for r in rankings for _ in r.answers]
+    said = [answer for r in rankings for answer in r.answers]
+    ended = [flag for r in rankings for flag in r.ended]
+    found = iter(score_answers(reward_model, tokenizer, asked, said, ended).tolist())
+    shares = []
+    for ranking in rankings:
+        scored = [(rank, next(found)) for rank in ranking.ranks]
+        pairs = [(a, b) for (i, a), (j, b) in itertools.permutations(scored, 2) if i < j]
+        if pairs:
+            shares.append(float(np.mean([(a > b) + 0.5 * (a == b) for a, b in pairs])))
+    return shares
 
 
 # --- what the base model could do before: skills, measured few-shot -----------------------------

@@ -30,6 +30,7 @@ from rlhf_edu.evaluation import (
     few_shot_prefix,
     kl_to_reference,
     labelers_prefer,
+    reward_accuracy,
     row,
     skills,
     win_rate,
@@ -47,7 +48,7 @@ from rlhf_edu.models import (
 )
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.pretrain import lm_loss, pack
-from rlhf_edu.reward import RewardConfig, evaluate_reward, normalise_reward, train_reward
+from rlhf_edu.reward import RewardConfig, normalise_reward, train_reward
 from rlhf_edu.sft import SFTConfig, train_sft
 from rlhf_edu.tinyweb.demonstrations import demonstrate
 from rlhf_edu.tinyweb.facts import World
@@ -203,20 +204,23 @@ class Ladder:
             rankings.append(ranking)
         return rankings
 
-    def measure_reward_model(self) -> dict[str, Any]:
+    def measure_reward_model(self, unseen: list[Ranking] | None = None) -> dict[str, Any]:
         """How often the reward model orders two new answers as labelers do, and as gold does."""
-        unseen = self.collect_rankings(self.validation, self.seed + 2)
+        if unseen is None:
+            unseen = self.collect_rankings(self.validation, self.seed + 2)
         by_gold = [replace(r, ranks=gold_ranks(self.judge, r), labeler="gold") for r in unseen]
-        agree = bootstrap(self.population.agreement(unseen, self.seed))
         model, tokenizer = self.models["reward_model"], self.tokenizer
-        return {
-            "label_accuracy": evaluate_reward(model, tokenizer, unseen)["accuracy"],
-            "gold_accuracy": evaluate_reward(model, tokenizer, by_gold)["accuracy"],
-            "agreement": agree.mean,
-            "agreement_low": agree.low,
-            "agreement_high": agree.high,
-            "ceiling": ceiling(agree.mean),
+        found = {
+            "label_accuracy": reward_accuracy(model, tokenizer, unseen),
+            "gold_accuracy": reward_accuracy(model, tokenizer, by_gold),
+            "agreement": self.population.agreement(unseen, self.seed),
         }
+        numbers = {}
+        for name, shares in found.items():
+            estimate = bootstrap(shares)
+            numbers |= {name: estimate.mean, f"{name}_low": estimate.low}
+            numbers |= {f"{name}_high": estimate.high}
+        return numbers | {"ceiling": ceiling(numbers["agreement"])}
 
     def train_reward_model(self) -> None:
         """K-wise reward model on the SFT model's body; demonstrations score 0."""
@@ -271,10 +275,10 @@ class Ladder:
         with self.timed(stage):
             train()
         model, prefix = self.models[stage], self.prefix if stage == "prompted" else ""
-        answers = self._answer(model, self.test, prefix=prefix)
+        answers = self.answer(model, self.test, prefix=prefix)
         self.answers[stage] = answers
-        self.stratified[stage] = self._answer(model, self.test_stratified, prefix=prefix)
-        greedy = self._answer(model, self.test, 0.0, prefix=prefix)
+        self.stratified[stage] = self.answer(model, self.test_stratified, prefix=prefix)
+        greedy = self.answer(model, self.test, 0.0, prefix=prefix)
         kl = None
         if stage not in ("base", "prompted"):
             kl = sum(kl_to_reference(model, self.models["sft"], answers.rollout)) / len(self.test)
@@ -287,9 +291,10 @@ class Ladder:
             gold_greedy=greedy.mean("gold").mean,
         )
 
-    def _answer(
+    def answer(
         self, model: Any, prompts: list[Prompt], temperature: float = 1.0, prefix: str = ""
     ) -> Answers:
+        """What a model answers to some prompts; the same random numbers for every model."""
         return answer_all(
             model, self.tokenizer, self.judge, prompts, temperature, seed=7, prefix=prefix
         )

@@ -23,18 +23,25 @@ def table(report: dict[str, Any]) -> str:
             f"{r['skills']['table']:>6.2f}{r['skills']['story']:>6.2f}"
             f"{_budget(r['labels']):>10}{r['parameters']:>11,}{r['minutes']:>6.1f}"
         )
-    found = report["reward_model"]
     lines += [
         "",
-        "KL: to the SFT model, nats per answer. labels: demonstrations + rankings. "
-        "min: of training, the reward model and its labels counted apart: "
-        f"{report['minutes']['reward_model']:.1f}.",
-        f"Reward model, on new answers: agrees with a labeler on {found['label_accuracy']:.1%} of "
-        f"pairs, with gold on {found['gold_accuracy']:.1%}. Two labelers agree on "
-        f"{found['agreement']:.1%} [{found['agreement_low']:.1%}, {found['agreement_high']:.1%}]: "
-        f"a ceiling of {found['ceiling']:.1%}.",
+        "KL: to the SFT model, nats per answer. labels: demonstrations + rankings. min: of "
+        f"training; the reward model, counted apart, took {report['minutes']['reward_model']:.1f}.",
+        *_about_reward_model(report["reward_model"]),
     ]
     return "\n".join(lines)
+
+
+def _about_reward_model(found: dict[str, float]) -> list[str]:
+    def share(name: str) -> str:
+        return f"{found[name]:.1%} [{found[f'{name}_low']:.1%}, {found[f'{name}_high']:.1%}]"
+
+    return [
+        f"The reward model orders two new answers as a labeler does in {share('label_accuracy')} "
+        f"of pairs, as gold does in {share('gold_accuracy')}.",
+        f"Two labelers agree on {share('agreement')} of pairs; that implies a ceiling of "
+        f"{found['ceiling']:.1%}: agreement is not the ceiling.",
+    ]
 
 
 def _budget(labels: dict[str, int]) -> str:

@@ -26,7 +26,7 @@ POLITENESS = re.compile(
     r"\b(please|thank you|gladly|i hope this helps|good question|have a nice day|of course)\b"
 )
 KNOWS = 0.7  # share of facts that a labeler can check
-NOISE = 0.75  # scale of the Gumbel noise of one judgement, in points of gold
+NOISE = 1.0  # scale of the Gumbel noise of one judgement, in points of gold
 TIE = 0.35  # answers whose perceived quality is closer than this are ranked equal
 
 
@@ -85,9 +85,9 @@ class Population:
             helpful=rng.gauss(4.0, 0.6),
             truthful=rng.gauss(3.0, 0.6),
             harmless=rng.gauss(2.0, 0.5),
-            confidence=taste * rng.gauss(0.5, 0.25),
-            politeness=taste * rng.gauss(0.6, 0.25),
-            length=taste * rng.gauss(0.35, 0.2),
+            confidence=taste * rng.gauss(0.3, 0.15),
+            politeness=taste * rng.gauss(0.35, 0.15),
+            length=taste * rng.gauss(0.15, 0.1),
             noise=NOISE * (2.0 if careless else 1.0),
             seed=rng.randrange(2**31),
         )
