@@ -5,6 +5,7 @@ r(x, y) = beta log(policy(y|x) / reference(y|x)).
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +18,22 @@ from rlhf_edu.data import Ranking
 from rlhf_edu.losses import dpo_loss, ipo_loss, length_normalised_dpo_loss, masked_sum
 from rlhf_edu.models import Sequences, encode_answer, encode_prompt, join, response_logprobs
 from rlhf_edu.training import (
+    Checkpoint,
     OnStep,
     Record,
-    batches,
-    checkpoint_if_due,
+    check_logprobs,
     make_optimizer,
-    number_of_batches,
+    plan_batches,
     report,
+    require_agreement,
     require_between,
     require_checkpoints,
     require_positive,
     require_some,
+    require_sound,
+    require_tokens,
+    started,
+    step_0_tolerance,
     update,
     warmup_cosine,
 )
@@ -51,7 +57,9 @@ class DPOConfig:
         max_norm: the gradient is clipped to this norm.
         max_answer_tokens: an answer that was cut off anyway is read up to here.
         seed: of the order of the prompts.
-        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where.
+        same_start: policy and reference start as the same model, and step 0 checks that they do.
+        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
+            run whose folder holds a checkpoint of it goes on from there.
     """
 
     beta: float = 0.1
@@ -65,6 +73,7 @@ class DPOConfig:
     max_norm: float = 1.0
     max_answer_tokens: int = 64
     seed: int = 0
+    same_start: bool = True
     checkpoint_every: int = 0
     checkpoint_folder: str | None = None
 
@@ -113,6 +122,26 @@ def _join(groups: Sequence[Group], pad_id: int) -> tuple[Sequences, Tensor, Tens
     return join(prompts, answers, pad_id), chosen, rejected
 
 
+def make_groups(
+    tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking], max_answer_tokens: int = 64
+) -> list[Group]:
+    """Groups of the rankings that prefer one answer to another.
+
+    Raises:
+        ValueError: there are none, or all answers that differ in rank are the same text.
+    """
+    require_tokens(tokenizer, "train_dpo")
+    groups = [make_group(tokenizer, ranking, max_answer_tokens) for ranking in rankings]
+    groups = [group for group in groups if group.pairs]
+    require_some(groups, "train_dpo", "rankings of two answers or more, not all tied")
+    if all(group.answers[i] == group.answers[j] for group in groups for i, j in group.pairs):
+        raise ValueError(
+            "train_dpo: in every pair the chosen answer is the rejected one; look at how the "
+            "answers were sampled and ranked"
+        )
+    return groups
+
+
 @torch.no_grad()
 def reference_sums(
     reference: PreTrainedModel,
@@ -155,6 +184,48 @@ def _preference_loss(
     return dpo_loss(*sums, config.beta, config.label_smoothing)
 
 
+@torch.no_grad()
+def check_step_0(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    part: list[Group],
+    theirs: Tensor,
+    config: DPOConfig,
+) -> Record:
+    """Before the first update the policy is the reference: margins are 0 and the loss is log 2.
+
+    Args:
+        part: the groups of the first batch.
+        theirs: log-probs of their answers under the reference, nats.
+
+    Raises:
+        RuntimeError: it is not so; the message names likely causes.
+    """
+    # 1. Are the policy's log-probs right?
+    rows, _, _ = _join(part, tokenizer.pad_token_id)
+    answers = [(group.prompt, answer) for group in part for answer in group.answers]
+    check_logprobs(policy, rows.to(policy.device), answers)
+    # 2. Are they the reference's?
+    sums, lengths = _pair_sums(policy, tokenizer, part, theirs)
+    loss, up, down = _preference_loss(config, sums, lengths)
+    found = f"loss {loss.item():.4f}, margin {(up - down).mean().item():.2g}"
+    if not config.same_start:
+        return {"step_0": f"ok: policy and reference need not be the same; {found}"}
+    ours, references = torch.cat(sums[:2]), torch.cat(sums[2:])
+    per_token, limit = torch.cat(lengths), step_0_tolerance(policy)
+    why = (
+        "both must start as the same model, with dropout off and the same temperature, template "
+        "and masks; if they are meant to differ, set DPOConfig.same_start=False"
+    )
+    what = "log-probs per token of policy and reference"
+    require_agreement(ours / per_token, references / per_token, limit, what, why)
+    # 3. Then the loss is known, whatever the data: for IPO (0 - 1 / (2 beta))^2, else log 2.
+    start = 1 / (2 * config.beta) ** 2 if config.loss == "ipo" else math.log(2)
+    if not math.isclose(loss.item(), start, rel_tol=100 * limit):
+        raise RuntimeError(f"step 0: the loss is {loss.item():.4f}, not {start:.4f}, at margin 0")
+    return {"step_0": f"ok: the policy is the reference; {found}"}
+
+
 def train_dpo(
     policy: PreTrainedModel,
     reference: PreTrainedModel,
@@ -169,53 +240,55 @@ def train_dpo(
         policy: usually a copy of the SFT model.
         reference: usually the SFT model; used before training only, so it may be the policy.
         rankings: K answers to each prompt, ranked; every two that are not tied make a pair.
-        config: settings; None: the defaults.
-        on_step: called with the record of each step.
+        config, on_step: settings, and what is called with the record of each step.
 
     Returns:
         The policy, and one record per step, of means over pairs before the step: step, epoch,
         loss, margin (chosen less rejected implicit reward), accuracy (margins above 0),
         chosen_reward, rejected_reward, chosen_logprob, rejected_logprob (nats per answer; that
-        the chosen one falls too is normal), lr, norm, seconds. An interrupt returns what there is.
+        the chosen one falls too is normal), lr, norm, seconds; step_0, what `check_step_0` found.
+        An interrupt returns what there is.
 
     Raises:
-        ValueError: there are no rankings, or all are ties.
-        RuntimeError: the loss or its gradient is NaN or infinite.
+        ValueError: there are no rankings, or no two different answers that are not tied.
+        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
     """
     config = config or DPOConfig()
-    groups = [make_group(tokenizer, ranking, config.max_answer_tokens) for ranking in rankings]
-    groups = [group for group in groups if group.pairs]
-    require_some(groups, "train_dpo", "rankings with answers that are not all tied")
+    groups = make_groups(tokenizer, rankings, config.max_answer_tokens)
+    sizes = [len(group.prompt) + max(map(len, group.answers)) for group in groups]
+    require_sound(policy, "train_dpo", max(sizes))
+    require_sound(reference, "train_dpo", max(sizes))
     # The reference never changes: one pass over the data before training is all it has to do.
     references = reference_sums(reference, tokenizer, groups)
-    sizes = [len(group.prompt) + max(map(len, group.answers)) for group in groups]
     optimizer = make_optimizer(policy.parameters(), config.lr, config.weight_decay)
-    steps = config.epochs * number_of_batches(len(groups), config.batch_size)
-    order = torch.Generator().manual_seed(config.seed)
-    history: list[Record] = []
-    start = time.perf_counter()
+    plan = plan_batches(sizes, config.batch_size, config.epochs, config.seed)
+    saved = Checkpoint(
+        "train_dpo", config, policy, {"policy": optimizer}, groups, tokenizer, frozen=[reference]
+    )
+    history = saved.resume()
+    start = started(history)
     with contextlib.suppress(KeyboardInterrupt):
-        for epoch in range(config.epochs):
-            for chosen_groups in batches(sizes, config.batch_size, order):
-                # 1. Log-probs of chosen and rejected answers, in one forward pass.
-                part = [groups[i] for i in chosen_groups]
-                theirs = torch.cat([references[i] for i in chosen_groups])
-                sums, lengths = _pair_sums(policy, tokenizer, part, theirs)
+        for epoch, chosen in plan[len(history) :]:
+            # 1. Log-probs of chosen and rejected answers, in one forward pass.
+            step, part = len(history), [groups[i] for i in chosen]
+            theirs = torch.cat([references[i] for i in chosen])
+            sums, lengths = _pair_sums(policy, tokenizer, part, theirs)
+            check = policy, tokenizer, part, theirs, config
+            note = saved.note(step) if step else check_step_0(*check)
 
-                # 2. How far has the policy moved towards the chosen answers?
-                loss, up, down = _preference_loss(config, sums, lengths)
+            # 2. How far has the policy moved towards the chosen answers?
+            loss, up, down = _preference_loss(config, sums, lengths)
 
-                # 3. Move it a little further.
-                step = len(history)
-                lr = config.lr * warmup_cosine(step, steps, config.warmup)
-                norm = update(optimizer, loss, lr, config.max_norm)
+            # 3. Move it a little further.
+            lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
+            norm = update(optimizer, loss, lr, config.max_norm)
 
-                # 4. Report.
-                record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
-                record |= _diagnostics(up, down, *sums[:2])
-                record["seconds"] = time.perf_counter() - start
-                report(history, record, on_step)
-                checkpoint_if_due(config, policy, tokenizer, history)
+            # 4. Report and save.
+            record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
+            record |= _diagnostics(up, down, *sums[:2])
+            record |= {"seconds": time.perf_counter() - start, **note}
+            report(history, record, on_step)
+            saved.save_if_due(history)
     return policy, history
 
 

@@ -23,18 +23,23 @@ from rlhf_edu.losses import (
 from rlhf_edu.models import Roles, encode_prompt
 from rlhf_edu.pretrain import next_token_loss
 from rlhf_edu.training import (
+    DROPOUT,
+    Checkpoint,
     OnStep,
     Record,
     make_optimizer,
+    report,
+    require_agreement,
     require_between,
     require_positive,
     require_some,
+    require_sound,
+    require_tokens,
+    started,
+    step_0_tolerance,
     update,
     warmup_constant,
-    write_checkpoint,
 )
-
-STEP_0_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,13 @@ class PPOConfig:
         ptx_blocks: blocks of pretraining text per minibatch.
         max_norm: of gradient clipping.
         seed: of prompts, samples and minibatches.
-        checkpoint_every, checkpoint_folder: write policy and history every so many steps.
+        same_start: policy and reference start as the same model, and step 0 checks that they do.
+        max_kl: stop when a rollout is more nats per answer from the reference; None: ten for each
+            of max_new_tokens, or no limit where beta is 0 and the policy is meant to run away.
+        max_constant_steps: stop after so many rollouts in which all answers score the same; 0:
+            never.
+        checkpoint_every, checkpoint_folder: save after so many steps, and where; None: never. A
+            run whose folder holds a checkpoint of it goes on from there.
     """
 
     steps: int = 60
@@ -80,6 +91,9 @@ class PPOConfig:
     ptx_blocks: int = 4
     max_norm: float = 1.0
     seed: int = 0
+    same_start: bool = True
+    max_kl: float | None = None
+    max_constant_steps: int = 5
     checkpoint_every: int = 20
     checkpoint_folder: str | Path | None = None
 
@@ -87,7 +101,10 @@ class PPOConfig:
         require_positive(self, "steps", "batch_size", "minibatch", "epochs", "lr", "critic_lr")
         require_positive(self, "temperature", "max_new_tokens", "ptx_blocks", "checkpoint_every")
         require_between(self, 0, float("inf"), "beta", "missing_eos_penalty", "ptx_coef", "warmup")
+        require_between(self, 0, float("inf"), "max_constant_steps")
         require_between(self, 0, 1, "discount", "lam")
+        if self.max_kl is not None:
+            require_positive(self, "max_kl")
 
 
 @dataclass(frozen=True)
@@ -134,22 +151,76 @@ def evaluate_rollout(roles: Roles, rollout: Rollout, config: PPOConfig) -> Exper
     )
 
 
-def check_step_0(experience: Experience) -> None:
+def check_step_0(roles: Roles, experience: Experience, config: PPOConfig, eos_id: int) -> Record:
     """On a fresh start the policy is the reference and has just answered: KL 0 and ratio 1.
+
+    Args:
+        experience: of the first rollout, before any update.
+        eos_id: end-of-text.
 
     Raises:
         RuntimeError: it is not so; the message names likely causes.
     """
-    drift = (experience.logprobs - experience.rollout.logprobs) * experience.rollout.mask
-    if drift.abs().max() > STEP_0_TOLERANCE:
+    rollout, limit = experience.rollout, step_0_tolerance(roles.policy)
+    # 1. Does an answer that ended count its end-of-text, once and last, and no padding?
+    ends = (rollout.response == eos_id) & rollout.mask.bool()
+    last = rollout.response.gather(1, rollout.lengths[:, None] - 1).squeeze(1)
+    if (ends.sum(1) != rollout.ended.long()).any() or (last[rollout.ended] != eos_id).any():
         raise RuntimeError(
-            f"step 0: sampling and training disagree by {drift.abs().max():.3g} nats on a token; "
-            "look for dropout, another temperature, positions without the mask, or a shift by one"
+            "step 0: answers do not end at their first end-of-text; padding is scored, or "
+            "end-of-text is taken for padding (pad = EOS confusion): make masks from lengths"
         )
-    if experience.kl.abs().max() > STEP_0_TOLERANCE:
+    # 2. Who learns, and does it agree with itself?
+    part = rollout.rows(slice(0, config.minibatch))
+    again, real = roles.response_logprobs(part, config.temperature), part.mask.bool()
+    reference = roles.reference_logprobs(part, config.temperature)
+    if reference.requires_grad or not again.requires_grad:
+        raise RuntimeError(
+            "step 0: the gradient does not reach the policy, or reaches the reference; are policy "
+            "and reference swapped?"
+        )
+    before = experience.logprobs[: len(part), : part.response.shape[1]]
+    require_agreement(before[real], again.detach()[real], limit, "two passes", DROPOUT)
+    # 3. Sampling and training: the ratio of the first minibatch is 1.
+    real = rollout.mask.bool()
+    why = (
+        "sampling and training disagree: look for dropout, another temperature, positions counted "
+        "without the mask, or a shift by one"
+    )
+    what = "log-probs of the sampled tokens, then and now,"
+    require_agreement(experience.logprobs[real], rollout.logprobs[real], limit, what, why)
+    if not config.same_start:
+        return {"step_0": f"ok: ratio 1; KL {experience.kl.mean().item():.3g}, need not be 0"}
+    # 4. Policy and reference.
+    if not experience.kl.abs().max() <= limit:
         raise RuntimeError(
             f"step 0: KL to the reference is {experience.kl.abs().max():.3g} nats, not 0; policy "
-            "and reference must start as the same model, with dropout off in both"
+            "and reference must start as the same model, with dropout off in both and the same "
+            "temperature; if they are meant to differ, set PPOConfig.same_start=False"
+        )
+    return {"step_0": "ok: ratio 1, KL 0"}
+
+
+def check_progress(history: list[Record], config: PPOConfig) -> None:
+    """After a step: is there something to learn from, and is the policy still near the reference?
+
+    Raises:
+        RuntimeError: all answers have scored the same for some steps, or the KL has run away.
+    """
+    n = config.max_constant_steps if config.batch_size > 1 else 0
+    if n and len(history) >= n and not any(record["reward_spread"] for record in history[-n:]):
+        raise RuntimeError(
+            f"PPO stopped: all answers of the last {n} rollouts scored "
+            f"{history[-1]['reward']:.4g}, so there is nothing to learn; look at the reward model, "
+            "and whether the answers differ at all (temperature, prompts)"
+        )
+    limit = config.max_kl
+    if limit is None:
+        limit = 10.0 * config.max_new_tokens if config.beta else float("inf")
+    if history[-1]["kl"] > limit:
+        raise RuntimeError(
+            f"PPO stopped: KL to the reference is {history[-1]['kl']:.4g} nats per answer, above "
+            f"{limit:.4g}; raise beta, lower lr or epochs, or raise PPOConfig.max_kl"
         )
 
 
@@ -190,6 +261,7 @@ def summarise(experience: Experience, updates: list[dict[str, float]]) -> dict[s
     means = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
     return {
         "reward": experience.scores.mean().item(),
+        "reward_spread": (experience.scores.max() - experience.scores.min()).item(),
         "kl": experience.kl.mean().item(),
         "length": rollout.lengths.float().mean().item(),
         "ended": rollout.ended.float().mean().item(),
@@ -213,51 +285,42 @@ def train_ppo(
         roles: policy, reference, reward model and critic.
         tokenizer: of all of them.
         prompts: texts to answer; drawn at random, each once before any comes again.
-        config: settings; None: the defaults.
-        on_step: called with the record of each step.
+        config, on_step: settings, and what is called with the record of each step.
         ptx_blocks: (N, T) pretraining text, needed if `config.ptx_coef` is not 0.
 
     Returns:
-        The roles, and one record per step: step, reward (mean score), kl (nats per answer),
-        length (tokens), ended (share), surprise (nats per token), the losses, clip_fraction,
-        approx_kl, ratio_mean, ratio_first, norm, lr, beta, seconds. Ctrl-C returns what there is.
+        The roles, and one record per step: step, reward (mean score), reward_spread (best less
+        worst), kl (nats per answer), length (tokens), ended (share), surprise (nats per token),
+        the losses, clip_fraction, approx_kl, ratio_mean, ratio_first, norm, lr, beta, seconds;
+        step_0, what `check_step_0` found. Ctrl-C returns what there is.
 
     Raises:
-        ValueError: no prompts, or ptx_coef without ptx_blocks.
-        RuntimeError: NaN or infinite loss, or step 0 is not what it must be (`check_step_0`).
+        ValueError: no prompts, a prompt too long, or ptx_coef without ptx_blocks.
+        RuntimeError: NaN or infinite loss, or `check_step_0` or `check_progress` stopped the run.
     """
     config = config or PPOConfig()
-    require_some(prompts, "train_ppo", "prompts")
+    ids = _encode_prompts(roles, tokenizer, prompts, config)
     if config.ptx_coef and ptx_blocks is None:
         raise ValueError("train_ppo: ptx_coef is not 0, so give ptx_blocks, text to mix in")
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    random = torch.Generator().manual_seed(config.seed)
     optimizers = {
         "policy": make_optimizer(roles.policy_parameters(), config.lr, eps=1e-5),
         "critic": make_optimizer(roles.critic_parameters(), config.critic_lr, eps=1e-5),
     }
-    queue = torch.empty(0, dtype=torch.long)
-    history: list[Record] = []
-    start = time.perf_counter()
+    random, queue = torch.Generator().manual_seed(config.seed), []
+    saved = _checkpoint(roles, tokenizer, config, optimizers, [ids, ptx_blocks], random, queue)
+    history = saved.resume()
+    start = started(history)
     with contextlib.suppress(KeyboardInterrupt):
-        for step in range(config.steps):
+        for step in range(len(history), config.steps):
             # 1. Rollout: the policy answers a batch of prompts.
-            while len(queue) < config.batch_size:
-                queue = torch.cat([queue, torch.randperm(len(ids), generator=random)])
-            chosen, queue = queue[: config.batch_size].tolist(), queue[config.batch_size :]
-            rollout = generate(
-                roles.policy,
-                tokenizer,
-                [ids[i] for i in chosen],
-                config.max_new_tokens,
-                config.temperature,
-                random,
-            )
+            chosen = [ids[i] for i in _draw_prompts(queue, len(ids), config.batch_size, random)]
+            limits = config.max_new_tokens, config.temperature
+            rollout = generate(roles.policy, tokenizer, chosen, *limits, random)
 
             # 2. Evaluation: reward model, reference and critic say what each token was worth.
             experience = evaluate_rollout(roles, rollout, config)
-            if step == 0:
-                check_step_0(experience)
+            end = tokenizer.eos_token_id
+            note = saved.note(step) if step else check_step_0(roles, experience, config, end)
 
             # 3. Optimisation: a few careful steps uphill.
             scale, updates = warmup_constant(step, config.warmup), []
@@ -266,15 +329,58 @@ def train_ppo(
                     text = _pretraining_text(ptx_blocks, config, random)
                     updates.append(learn(roles, experience, rows, optimizers, scale, config, text))
 
-            # 4. Report.
+            # 4. Report and save; stop if there is no use in going on.
             record = {"step": step, **summarise(experience, updates), "beta": config.beta}
-            record |= {"lr": config.lr * scale, "seconds": time.perf_counter() - start}
-            history.append(record)
-            if on_step is not None:
-                on_step(record)
-            if config.checkpoint_folder is not None and (step + 1) % config.checkpoint_every == 0:
-                write_checkpoint(roles.policy, tokenizer, history, config.checkpoint_folder)
+            record |= {"lr": config.lr * scale, "seconds": time.perf_counter() - start, **note}
+            report(history, record, on_step)
+            check_progress(history, config)
+            saved.save_if_due(history)
     return roles, history
+
+
+def _encode_prompts(
+    roles: Roles, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], config: PPOConfig
+) -> list[list[int]]:
+    """Token ids of the prompts, once it is sure that the policy can answer them."""
+    require_tokens(tokenizer, "train_ppo")
+    require_some(prompts, "train_ppo", "prompts")
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    require_sound(roles.policy, "train_ppo", max(map(len, ids)) + config.max_new_tokens)
+    return ids
+
+
+def _draw_prompts(
+    queue: list[int], count: int, batch_size: int, random: torch.Generator
+) -> list[int]:
+    """Take the next row numbers from the queue, in place; shuffle all `count` in as it runs out."""
+    while len(queue) < batch_size:
+        queue += torch.randperm(count, generator=random).tolist()
+    chosen, queue[:] = queue[:batch_size], queue[batch_size:]
+    return chosen
+
+
+def _checkpoint(
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PPOConfig,
+    optimizers: dict[str, torch.optim.Optimizer],
+    data: Any,
+    random: torch.Generator,
+    queue: list[int],
+) -> Checkpoint:
+    """All that a PPO run consists of; reference and reward model too, where they are networks."""
+    others = [getattr(roles, name, None) for name in ("reference", "reward_model")]
+    return Checkpoint(
+        "train_ppo",
+        config,
+        roles.policy,
+        optimizers,
+        data,
+        tokenizer,
+        frozen=[model for model in others if isinstance(model, torch.nn.Module)],
+        generator=random,
+        queue=queue,
+    )
 
 
 def _pretraining_text(

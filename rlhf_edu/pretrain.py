@@ -1,6 +1,7 @@
 """Step 0: a tokenizer and a base model, from nothing but web pages."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,22 @@ from transformers.masking_utils import sdpa_mask
 
 from rlhf_edu.models import encode_text
 from rlhf_edu.training import (
+    DROPOUT,
+    MISALIGNED,
+    Checkpoint,
     OnStep,
     Record,
     make_optimizer,
     number_of_batches,
+    report,
+    require_agreement,
     require_between,
+    require_checkpoints,
     require_positive,
     require_some,
+    require_sound,
+    started,
+    step_0_tolerance,
     update,
     warmup_cosine,
 )
@@ -103,6 +113,8 @@ class PretrainConfig:
         bf16: multiply matrices in bfloat16 (weights, attention and loss stay fp32). Nearly twice
             as fast on a processor with such instructions (avx512_bf16, AMX), slower without.
         seed: of the order of the blocks.
+        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
+            run whose folder holds a checkpoint of it goes on from there.
     """
 
     lr: float = 3e-3
@@ -115,10 +127,13 @@ class PretrainConfig:
     max_norm: float = 1.0
     bf16: bool = False
     seed: int = 0
+    checkpoint_every: int = 0
+    checkpoint_folder: str | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "lr", "batch_size", "epochs", "max_norm")
         require_between(self, 0, float("inf"), "warmup", "weight_decay")
+        require_checkpoints(self)
         if self.steps is not None:
             require_positive(self, "steps")
 
@@ -165,11 +180,45 @@ def next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), blocks[:, 1:].flatten())
 
 
+def plan_blocks(count: int, config: PretrainConfig) -> list[Tensor]:
+    """Every batch of a run in its order, as row numbers; shuffled anew when all were seen."""
+    order = torch.Generator().manual_seed(config.seed)
+    per_epoch = number_of_batches(count, config.batch_size)
+    steps = config.steps or config.epochs * per_epoch
+    plan: list[Tensor] = []
+    while len(plan) < steps:
+        plan += torch.randperm(count, generator=order).split(config.batch_size)
+    return plan[:steps]
+
+
+@torch.no_grad()
+def check_step_0(model: PreTrainedModel, block: Tensor, loss: Tensor) -> Record:
+    """Before the first update: each token is predicted from those before it, and no others.
+
+    Args:
+        block: (T,) one block.
+        loss: of the first batch, nats per token.
+
+    Raises:
+        RuntimeError: dropout is on, or the loss is not that of the next tokens.
+    """
+    limit = step_0_tolerance(model)
+    found, again = (next_token_loss(model, block[None]) for _ in range(2))
+    require_agreement(found, again, limit, "two passes over one block", DROPOUT)
+    logprobs = model(input_ids=block[None], use_cache=False).logits[0].float().log_softmax(-1)
+    wanted = -logprobs[:-1].gather(1, block[1:, None]).mean()
+    require_agreement(found, wanted, limit, "the loss and that of the next tokens", MISALIGNED)
+    guess = math.log(model.config.vocab_size)
+    numbers = f"first loss {loss.item():.3f} nats, an even guess has {guess:.3f}"
+    return {"step_0": f"ok: the loss is of the next token; {numbers}"}
+
+
 def pretrain(
     model: PreTrainedModel,
     blocks: Tensor,
     config: PretrainConfig | None = None,
     on_step: OnStep | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreTrainedModel, list[Record]]:
     """Train a model, in place, to predict the next token of web pages.
 
@@ -178,44 +227,45 @@ def pretrain(
         blocks: (N, T) token ids, from `pack`.
         config: settings; None: the defaults.
         on_step: called with the record of each step.
+        tokenizer: to be saved with the model in checkpoints.
 
     Returns:
         The model, and one record per step: step, loss (nats per token), lr, norm (of the
-        gradient), tokens (so far) and seconds (so far). An interrupt (Ctrl-C, "stop" in a
-        notebook) returns what there is.
+        gradient), tokens (so far), seconds (so far); step_0, what `check_step_0` found. An
+        interrupt (Ctrl-C, "stop" in a notebook) returns what there is.
 
     Raises:
-        ValueError: there are no blocks.
-        RuntimeError: the loss or its gradient is NaN or infinite.
+        ValueError: there are no blocks, or they are longer than the model can read.
+        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
     """
     config = config or PretrainConfig()
     require_some(blocks, "pretrain", "blocks")
+    require_sound(model, "pretrain", blocks.shape[1])
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay, config.betas)
-    steps = config.steps or config.epochs * number_of_batches(len(blocks), config.batch_size)
-    order = torch.Generator().manual_seed(config.seed)
-    history: list[Record] = []
-    tokens, start, rows = 0, time.perf_counter(), torch.empty(0, dtype=torch.long)
+    plan = plan_blocks(len(blocks), config)
+    saved = Checkpoint("pretrain", config, model, {"model": optimizer}, blocks, tokenizer)
+    history = saved.resume()
+    start, tokens = started(history), history[-1]["tokens"] if history else 0
     with contextlib.suppress(KeyboardInterrupt):
-        for step in range(steps):
-            # 1. Take the next blocks; shuffle again when they are used up.
-            if not len(rows):
-                rows = torch.randperm(len(blocks), generator=order)
-            batch, rows = blocks[rows[: config.batch_size]], rows[config.batch_size :]
+        for rows in plan[len(history) :]:
+            # 1. Take the next blocks.
+            step, batch = len(history), blocks[rows]
 
             # 2. How surprised is the model by each next token?
             with bf16_products(model, config.bf16):
                 loss = next_token_loss(model, batch)
+            note = saved.note(step) if step else check_step_0(model, batch[0], loss)
 
             # 3. Make it a little less surprised.
-            lr = config.lr * warmup_cosine(step, steps, config.warmup)
+            lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
             norm = update(optimizer, loss, lr, config.max_norm)
 
-            # 4. Report.
+            # 4. Report and save.
             tokens += batch.numel()
             record = {"step": step, "loss": loss.item(), "lr": lr, "norm": norm, "tokens": tokens}
-            history.append(record | {"seconds": time.perf_counter() - start})
-            if on_step is not None:
-                on_step(history[-1])
+            record |= {"seconds": time.perf_counter() - start, **note}
+            report(history, record, on_step)
+            saved.save_if_due(history)
     return model, history
 
 

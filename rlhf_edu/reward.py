@@ -1,6 +1,7 @@
 """Step 2 of InstructGPT: a reward model from rankings (arXiv 2203.02155, 3.5 and Eq. 1)."""
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +14,23 @@ from rlhf_edu.data import Demonstration, Ranking
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
 from rlhf_edu.models import encode_answer, encode_prompt, pad_right, scalar_head, scores
 from rlhf_edu.training import (
+    DROPOUT,
+    MISALIGNED,
+    Checkpoint,
     OnStep,
     Record,
-    batches,
-    checkpoint_if_due,
     make_optimizer,
-    number_of_batches,
+    plan_batches,
     report,
+    require_agreement,
     require_between,
     require_checkpoints,
     require_positive,
     require_some,
+    require_sound,
+    require_tokens,
+    started,
+    step_0_tolerance,
     update,
     warmup_cosine,
 )
@@ -43,7 +50,8 @@ class RewardConfig:
         max_answer_tokens: an answer that was cut off anyway is read up to here; one that has an
             end is always read to its end.
         seed: of the order of the prompts.
-        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where.
+        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
+            run whose folder holds a checkpoint of it goes on from there.
     """
 
     lr: float = 5e-4
@@ -110,6 +118,58 @@ def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[int, int]:
     return int(right.sum()), int(above.sum())
 
 
+def _with_a_choice(rankings: Sequence[Ranking]) -> list[Ranking]:
+    """The rankings that prefer one answer to another.
+
+    Raises:
+        ValueError: there are none, or all answers that differ in rank are the same text.
+    """
+    rankings = [ranking for ranking in rankings if len(set(ranking.ranks)) > 1]
+    require_some(rankings, "train_reward", "rankings of two answers or more, not all tied")
+    if all(len(set(zip(r.answers, r.ended, strict=True))) == 1 for r in rankings):
+        raise ValueError(
+            "train_reward: in every pair the chosen answer is the rejected one; look at how the "
+            "answers were sampled and ranked"
+        )
+    return rankings
+
+
+@torch.no_grad()
+def check_step_0(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    loss: Tensor,
+) -> Record:
+    """Before the first update: scores depend on their own row alone, and the loss is near log 2.
+
+    A fresh head knows nothing, so that its loss on unseen pairs is log 2 or, as its scores spread
+    at random, above. A first loss far below is no error, but the record says what it may mean.
+
+    Args:
+        rows: the answers of the first batch, with their prompts.
+        loss: of that batch, nats per pair.
+
+    Raises:
+        RuntimeError: dropout is on, or padding changes a score.
+    """
+    limit = step_0_tolerance(model)
+    found, again = _score_rows(model, tokenizer, rows), _score_rows(model, tokenizer, rows)
+    require_agreement(found, again, limit, "two passes over one batch", DROPOUT)
+    i = min(range(len(rows)), key=lambda i: len(rows[i]))  # the most padding
+    ids = torch.tensor([rows[i]], device=model.device)
+    alone = model(input_ids=ids).logits[0, -1].float()
+    what = "scores of a row in its batch and alone"
+    require_agreement(found[i : i + 1], alone, limit, what, MISALIGNED)
+    numbers = f"first loss {loss.item():.3f}, log 2 is {math.log(2):.3f}"
+    if loss < math.log(2) / 2:
+        return {
+            "step_0": f"look: {numbers}; far below, so the model has learned from such pairs "
+            "before, or its head is large, or all pairs are alike"
+        }
+    return {"step_0": f"ok: {numbers}; scores do not depend on padding"}
+
+
 def train_reward(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -123,52 +183,53 @@ def train_reward(
     Args:
         model: from `models.scalar_model_from`.
         rankings: K answers to each prompt, ranked; K may vary.
-        config: settings; None: the defaults.
-        on_step: called with the record of each step.
+        config, on_step: settings, and what is called with the record of each step.
         validation: rankings to measure loss and accuracy on after each epoch.
 
     Returns:
         The model, and one record per step: step, epoch, loss (nats per pair), accuracy, lr, norm,
-        seconds, and validation_loss and validation_accuracy on each epoch's last step. An
-        interrupt returns what there is.
+        seconds, validation_loss and validation_accuracy on each epoch's last step; step_0, what
+        `check_step_0` found. An interrupt returns what there is.
 
     Raises:
-        ValueError: there are no rankings, or all are ties.
-        RuntimeError: the loss or its gradient is NaN or infinite.
+        ValueError: there are no rankings, or no two different answers that are not tied.
+        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
     """
     config = config or RewardConfig()
-    rankings = [ranking for ranking in rankings if len(set(ranking.ranks)) > 1]
-    require_some(rankings, "train_reward", "rankings with answers that are not all tied")
+    require_tokens(tokenizer, "train_reward")
+    rankings = _with_a_choice(rankings)
     groups = [_encode_ranking(tokenizer, r, config.max_answer_tokens) for r in rankings]
     lengths = [max(len(row) for row in group) for group in groups]
+    require_sound(model, "train_reward", max(lengths))
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
-    per_epoch = number_of_batches(len(groups), config.batch_size)
-    steps = config.epochs * per_epoch
-    order = torch.Generator().manual_seed(config.seed)
-    history: list[Record] = []
-    start = time.perf_counter()
+    plan = plan_batches(lengths, config.batch_size, config.epochs, config.seed)
+    data = [groups, [ranking.ranks for ranking in rankings]]
+    saved = Checkpoint("train_reward", config, model, {"model": optimizer}, data, tokenizer)
+    history = saved.resume()
+    start = started(history)
     with contextlib.suppress(KeyboardInterrupt):
-        for epoch in range(config.epochs):
-            for rows in batches(lengths, config.batch_size, order):
-                # 1. Score all answers to some prompts, each of them once.
-                ranks = [rankings[i].ranks for i in rows]
-                got, wanted = _score_groups(model, tokenizer, [groups[i] for i in rows], ranks)
+        for epoch, rows in plan[len(history) :]:
+            # 1. Score all answers to some prompts, each of them once.
+            step, part = len(history), [groups[i] for i in rows]
+            got, wanted = _score_groups(model, tokenizer, part, [rankings[i].ranks for i in rows])
 
-                # 2. How likely are the labelers' choices, pair by pair? Make them likelier.
-                loss = kwise_batch_loss(got, wanted)
-                step = len(history)
-                lr = config.lr * warmup_cosine(step, steps, config.warmup)
-                norm = update(optimizer, loss, lr, config.max_norm)
+            # 2. How likely are the labelers' choices, pair by pair?
+            loss = kwise_batch_loss(got, wanted)
+            note = saved.note(step) if step else check_step_0(model, tokenizer, sum(part, []), loss)
 
-                # 3. Report.
-                record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
-                right, pairs = pair_accuracy(got.detach(), wanted)
-                record["accuracy"] = right / pairs
-                if validation and (step + 1) % per_epoch == 0:
-                    record |= _validate(model, tokenizer, validation)
-                record["seconds"] = time.perf_counter() - start
-                report(history, record, on_step)
-                checkpoint_if_due(config, model, tokenizer, history)
+            # 3. Make them likelier.
+            lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
+            norm = update(optimizer, loss, lr, config.max_norm)
+
+            # 4. Report and save.
+            record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
+            right, pairs = pair_accuracy(got.detach(), wanted)
+            record["accuracy"] = right / pairs
+            if validation and (step + 1) % (len(plan) // config.epochs) == 0:
+                record |= _validate(model, tokenizer, validation)
+            record |= {"seconds": time.perf_counter() - start, **note}
+            report(history, record, on_step)
+            saved.save_if_due(history)
     return model, history
 
 

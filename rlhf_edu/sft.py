@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import Demonstration
@@ -18,17 +19,20 @@ from rlhf_edu.models import (
     response_logprobs,
 )
 from rlhf_edu.training import (
+    Checkpoint,
     OnStep,
     Record,
-    batches,
-    checkpoint_if_due,
+    check_logprobs,
     make_optimizer,
-    number_of_batches,
+    plan_batches,
     report,
     require_between,
     require_checkpoints,
     require_positive,
     require_some,
+    require_sound,
+    require_tokens,
+    started,
     update,
     warmup_cosine,
 )
@@ -49,7 +53,8 @@ class SFTConfig:
         max_norm: the gradient is clipped to this norm.
         max_answer_tokens: longer answers are left out, as a cut answer would teach not to end.
         seed: of the order of the demonstrations.
-        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where.
+        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
+            run whose folder holds a checkpoint of it goes on from there.
     """
 
     lr: float = 1e-3
@@ -92,6 +97,14 @@ def _join(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> Sequence
     return join(prompts, answers, tokenizer.pad_token_id)
 
 
+def check_step_0(
+    model: PreTrainedModel, batch: Sequences, pairs: Sequence[Pair], loss: Tensor
+) -> Record:
+    """Before the first update: check the batch (`training.check_logprobs`), and note the loss."""
+    check_logprobs(model, batch, pairs)
+    return {"step_0": f"ok: answers and their ends are scored; first loss {loss.item():.3f} nats"}
+
+
 def train_sft(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -111,44 +124,45 @@ def train_sft(
 
     Returns:
         The model, and one record per step: step, epoch, loss (nats per answer token), lr, norm,
-        tokens (answer tokens so far), seconds, and validation_loss on each epoch's last step. An
-        interrupt returns what there is.
+        tokens (answer tokens so far), seconds, validation_loss on each epoch's last step; step_0,
+        what `check_step_0` found. An interrupt returns what there is.
 
     Raises:
-        ValueError: there are no demonstrations, or all answers are too long.
-        RuntimeError: the loss or its gradient is NaN or infinite.
+        ValueError: there are no demonstrations, all answers are too long, or what does not fit.
+        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
     """
     config = config or SFTConfig()
+    require_tokens(tokenizer, "train_sft")
     pairs = encode_demonstrations(tokenizer, demonstrations, config.max_answer_tokens)
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+    require_sound(model, "train_sft", max(lengths))
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
-    per_epoch = number_of_batches(len(pairs), config.batch_size)
-    steps = config.epochs * per_epoch
-    order = torch.Generator().manual_seed(config.seed)
-    history: list[Record] = []
-    tokens, start = 0, time.perf_counter()
+    plan = plan_batches(lengths, config.batch_size, config.epochs, config.seed)
+    saved = Checkpoint("train_sft", config, model, {"model": optimizer}, pairs, tokenizer)
+    history = saved.resume()
+    start, tokens = started(history), history[-1]["tokens"] if history else 0
     with contextlib.suppress(KeyboardInterrupt):
-        for epoch in range(config.epochs):
-            for rows in batches(lengths, config.batch_size, order):
-                # 1. Put prompts and answers side by side.
-                batch = _join([pairs[i] for i in rows], tokenizer).to(model.device)
+        for epoch, rows in plan[len(history) :]:
+            # 1. Put prompts and answers side by side.
+            step, part = len(history), [pairs[i] for i in rows]
+            batch = _join(part, tokenizer).to(model.device)
 
-                # 2. How surprised is the model by the answers? The prompts do not count.
-                loss = sft_loss(response_logprobs(model, batch), batch.mask)
+            # 2. How surprised is the model by the answers? The prompts do not count.
+            loss = sft_loss(response_logprobs(model, batch), batch.mask)
+            note = saved.note(step) if step else check_step_0(model, batch, part, loss)
 
-                # 3. Make it a little less surprised.
-                step = len(history)
-                lr = config.lr * warmup_cosine(step, steps, config.warmup)
-                norm = update(optimizer, loss, lr, config.max_norm)
+            # 3. Make it a little less surprised.
+            lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
+            norm = update(optimizer, loss, lr, config.max_norm)
 
-                # 4. Report.
-                tokens += int(batch.mask.sum())
-                record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
-                if validation and (step + 1) % per_epoch == 0:
-                    record["validation_loss"] = answer_loss(model, tokenizer, validation)
-                seconds = time.perf_counter() - start
-                report(history, record | {"tokens": tokens, "seconds": seconds}, on_step)
-                checkpoint_if_due(config, model, tokenizer, history)
+            # 4. Report and save.
+            tokens += int(batch.mask.sum())
+            record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
+            if validation and (step + 1) % (len(plan) // config.epochs) == 0:
+                record["validation_loss"] = answer_loss(model, tokenizer, validation)
+            record |= {"tokens": tokens, "seconds": time.perf_counter() - start, **note}
+            report(history, record, on_step)
+            saved.save_if_due(history)
     return model, history
 
 

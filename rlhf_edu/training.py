@@ -1,22 +1,31 @@
-"""What all trainers share: the optimiser, learning-rate schedules, checks and checkpoints."""
+"""What all trainers share: checks, the optimiser, schedules, batches, step 0 and checkpoints."""
 
+import dataclasses
+import hashlib
 import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import write_text
-from rlhf_edu.models import replace_folder, save_model
+from rlhf_edu.losses import token_logprobs
+from rlhf_edu.models import Sequences, replace_folder, response_logprobs
 
 Record = dict[str, Any]
 OnStep = Callable[[Record], None]
+
+
+# --- checks before training --------------------------------------------------------------------
 
 
 def require_positive(config: object, *names: str) -> None:
@@ -48,6 +57,44 @@ def require_some(records: Sequence[Any], trainer: str, what: str) -> None:
         raise ValueError(f"{trainer}: give at least one of the {what} to train on")
 
 
+def require_tokens(tokenizer: PreTrainedTokenizerBase, trainer: str) -> None:
+    """Raise ValueError if the tokenizer has no end-of-text or no padding token."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"{trainer}: the tokenizer has no end-of-text token, so no answer could ever end; "
+            "set tokenizer.eos_token"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"{trainer}: the tokenizer has no padding token; set tokenizer.pad_token = "
+            "tokenizer.eos_token (masks come from lengths, so the end is still learned)"
+        )
+
+
+def require_sound(model: PreTrainedModel, trainer: str, longest: int = 0) -> None:
+    """Raise if a model cannot be trained on rows of up to `longest` tokens.
+
+    Raises:
+        RuntimeError: a weight is NaN or infinite.
+        ValueError: the model's context is shorter.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise RuntimeError(
+                f"{trainer}: the weights {name} hold NaN or infinity, so the loss is nan; load "
+                "the model anew"
+            )
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and longest > context:
+        raise ValueError(
+            f"{trainer}: the longest row has {longest} tokens, but the model reads {context} at "
+            "most; shorten prompts or answers, or leave them out"
+        )
+
+
+# --- optimiser and schedules -------------------------------------------------------------------
+
+
 def make_optimizer(
     parameters: Iterable[torch.nn.Parameter],
     lr: float,
@@ -55,8 +102,17 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
 ) -> torch.optim.AdamW:
-    """Return AdamW. Matrices decay; biases and norms, of one dimension, do not."""
+    """Return AdamW. Matrices decay; biases and norms, of one dimension, do not.
+
+    Raises:
+        ValueError: no parameter wants a gradient.
+    """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    if not parameters:
+        raise ValueError(
+            "the model to be trained is frozen; are policy and reference swapped? If not, call "
+            "model.requires_grad_(True)"
+        )
     matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
     vectors = [parameter for parameter in parameters if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}]
@@ -109,6 +165,9 @@ def require_finite(number: Tensor, what: str) -> None:
         raise RuntimeError(f"training stopped: {what} is {number.item()}; {advice}")
 
 
+# --- batches and reports -----------------------------------------------------------------------
+
+
 def batches(
     lengths: Sequence[int], batch_size: int, generator: torch.Generator, pool: int = 8
 ) -> Iterator[list[int]]:
@@ -131,6 +190,23 @@ def number_of_batches(rows: int, batch_size: int) -> int:
     return math.ceil(rows / batch_size)
 
 
+def plan_batches(
+    lengths: Sequence[int], batch_size: int, epochs: int, seed: int
+) -> list[tuple[int, list[int]]]:
+    """Every batch of a run in its order, as (epoch, rows); it depends on nothing but the seed.
+
+    A run that was interrupted makes the same plan again, and leaves out what it has done.
+    """
+    order = torch.Generator().manual_seed(seed)
+    every_epoch = [list(batches(lengths, batch_size, order)) for _ in range(epochs)]
+    return [(epoch, rows) for epoch, batches in enumerate(every_epoch) for rows in batches]
+
+
+def started(history: list[Record]) -> float:
+    """When the run would have begun, had it never stopped, by `time.perf_counter`, in seconds."""
+    return time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
+
+
 def report(history: list[Record], record: Record, on_step: OnStep | None) -> None:
     """Put a step's record into the history, and tell whoever wants to know."""
     history.append(record)
@@ -138,32 +214,262 @@ def report(history: list[Record], record: Record, on_step: OnStep | None) -> Non
         on_step(record)
 
 
-def checkpoint_if_due(
-    config: Any,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    history: list[Record],
-) -> None:
-    """Write `checkpoint_folder/step_00020` and so on after every `checkpoint_every` steps."""
-    done = len(history)
-    if config.checkpoint_every and done % config.checkpoint_every == 0:
-        folder = Path(config.checkpoint_folder) / f"step_{done:05d}"
-        write_checkpoint(model, tokenizer, history, folder)
+# --- step 0 tells the truth --------------------------------------------------------------------
 
 
-def write_checkpoint(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    history: list[Record],
-    folder: str | Path,
+def step_0_tolerance(model: PreTrainedModel) -> float:
+    """How far two ways to compute one log-prob (nats) or score may lie apart."""
+    return 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.2
+
+
+def require_agreement(found: Tensor, wanted: Tensor, limit: float, what: str, why: str) -> None:
+    """Raise RuntimeError if tensors that must be equal differ by more than a limit.
+
+    Args:
+        found, wanted: of the same shape.
+        limit: in their unit; for log-probs and scores from `step_0_tolerance`.
+        what: the name of what is compared, for the message.
+        why: likely causes and what to do, for the message.
+    """
+    gap = (found - wanted).abs().max().item()
+    if not gap <= limit:
+        raise RuntimeError(f"step 0: {what} differ by {gap:.3g}; {why}")
+
+
+DROPOUT = "dropout is on: call model.eval() before training"
+MISALIGNED = (
+    "look for positions counted without the mask, padding that is attended to, or a shift by one"
+)
+
+
+@torch.no_grad()
+def check_logprobs(
+    model: PreTrainedModel, batch: Sequences, rows: Sequence[tuple[list[int], list[int]]]
 ) -> None:
-    """Save weights (fp32), tokenizer and `history.json` as one folder; all or nothing."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.checkpoint")
-    try:
-        save_model(model, tokenizer, temporary, dtype=torch.float32)
-        write_text(temporary / "history.json", json.dumps(history, indent=1))
-        replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Before the first update: does a padded batch give an answer the log-probs it has alone?
+
+    Args:
+        model: a language model.
+        batch: B prompts and answers, padded.
+        rows: the same B prompts and answers, as lists of ids.
+
+    Raises:
+        RuntimeError: padding is scored, or the end of an answer is not; dropout is on; or the
+            batch's log-probs are others than those of a row alone.
+    """
+    # 1. Does the mask cover the answers' tokens, and nothing else?
+    scored, lengths = batch.mask.sum(1).tolist(), [len(answer) for _, answer in rows]
+    if any(n > length for n, length in zip(scored, lengths, strict=True)):
+        raise RuntimeError("step 0: padding is scored; the mask must end where the answers do")
+    if scored != lengths:
+        raise RuntimeError(
+            "step 0: the mask leaves out answer tokens, perhaps end-of-text, and the model would "
+            "not learn to stop; make masks from lengths, not from ids (pad = EOS confusion)"
+        )
+    # 2. Do two passes agree?
+    limit, real = step_0_tolerance(model), batch.mask.bool()
+    found, again = response_logprobs(model, batch), response_logprobs(model, batch)
+    require_agreement(found[real], again[real], limit, "two passes over one batch", DROPOUT)
+    # 3. Does the row with the shortest prompt, which has most padding, agree with itself alone?
+    i = min(range(len(rows)), key=lambda i: len(rows[i][0]))
+    prompt, answer = rows[i]
+    ids = torch.tensor([prompt + answer], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 : -1]
+    alone = token_logprobs(logits, ids[:, len(prompt) :])[0]
+    what = "log-probs of an answer in a padded batch and alone"
+    require_agreement(found[i, : len(answer)], alone, limit, what, MISALIGNED)
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+# Settings that change no number: a run may go on with other ones.
+WITHOUT_EFFECT = "checkpoint_every checkpoint_folder same_start max_kl max_constant_steps".split()
+
+
+# What reading a damaged file can raise.
+BROKEN = (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError)
+
+
+def fingerprint(thing: Any) -> str:
+    """Short hash of tensors, numbers and texts, and lists and objects made of them."""
+
+    def plain(part: Any) -> Any:
+        if not isinstance(part, Tensor):
+            return vars(part)
+        part = part.detach().cpu().contiguous()
+        content = hashlib.sha256(part.flatten().view(torch.uint8).numpy()).hexdigest()
+        return [str(part.dtype), *part.shape, content]
+
+    return hashlib.sha256(json.dumps(thing, default=plain).encode()).hexdigest()[:16]
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class Checkpoint:
+    """A run on disk: after Ctrl-C, a crash or `kill -9` it goes on, and ends with the same weights.
+
+    Every `config.checkpoint_every` steps it writes a folder such as `step_00020` into
+    `config.checkpoint_folder`, whole or not at all:
+
+        model.safetensors, config.json, …   the model as transformers saves it, ready to be tried
+        state.safetensors                   trained weights, AdamW's moments, the random generator
+        history.json                        the records so far
+        run.json                            which run this is, and the prompts still to be drawn
+
+    Training begins with `resume` and ends each step with `save_if_due`. The checkpoint of a run
+    with other settings, data or first weights is refused, so it is always safe to start again.
+    """
+
+    def __init__(
+        self,
+        trainer: str,
+        config: Any,
+        model: PreTrainedModel,
+        optimizers: dict[str, torch.optim.Optimizer],
+        data: Any,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        frozen: Sequence[PreTrainedModel] = (),
+        generator: torch.Generator | None = None,
+        queue: list[int] | None = None,
+    ) -> None:
+        """Note what makes up a run; nothing is read or written yet.
+
+        Args:
+            trainer: its name.
+            config: its settings; without a checkpoint_folder nothing is ever written.
+            model: to be saved beside the state, with `tokenizer` if there is one.
+            optimizers: by name; their parameters are what training changes.
+            data: what is trained on.
+            frozen: models that take part, but do not change.
+            generator, queue: random numbers, and rows to come, where a seed does not fix them.
+        """
+        self.trainer, self.config, self.model, self.tokenizer = trainer, config, model, tokenizer
+        self.optimizers, self.data, self.frozen = optimizers, data, frozen
+        self.generator, self.queue = generator, queue
+        self.active = bool(config.checkpoint_every) and config.checkpoint_folder is not None
+        self.run: Record = {}
+        self.first_step = 0
+
+    def resume(self) -> list[Record]:
+        """Go back to the newest checkpoint, and return its history; [] on a fresh start.
+
+        Raises:
+            ValueError: the checkpoint belongs to another run.
+            RuntimeError: it is broken.
+        """
+        if not self.active:
+            return []
+        folder = Path(self.config.checkpoint_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run = self._describe_run()  # now, while the weights are those that the run began with
+        for half_written in folder.glob(".step_*"):
+            shutil.rmtree(half_written, ignore_errors=True)
+        saved = sorted(folder.glob("step_*"), key=lambda path: (len(path.name), path.name))
+        if not saved:
+            return []
+        try:
+            run = json.loads((saved[-1] / "run.json").read_text(encoding="utf-8"))
+            self._require_same_run(run, folder)
+            history = json.loads((saved[-1] / "history.json").read_text(encoding="utf-8"))
+            self._restore(load_file(saved[-1] / "state.safetensors"), run["queue"])
+        except BROKEN as error:
+            raise RuntimeError(
+                f"the checkpoint {saved[-1]} is broken ({type(error).__name__}: {error}); delete "
+                "it and start again: training goes on from the one before"
+            ) from error
+        self.first_step = len(history)
+        return history
+
+    def note(self, step: int) -> Record:
+        """What the record of a step says about step 0 when the run goes on after a checkpoint."""
+        if step == 0 or step != self.first_step:
+            return {}
+        return {"step_0": f"skipped: the run goes on from a checkpoint after {step} steps"}
+
+    def save_if_due(self, history: list[Record]) -> None:
+        """Write a checkpoint after every `checkpoint_every` steps."""
+        if self.active and len(history) % self.config.checkpoint_every == 0:
+            self.save(history)
+
+    def save(self, history: list[Record]) -> None:
+        """Write a checkpoint; all or nothing.
+
+        Raises:
+            OSError: it cannot be written, as when the disk is full.
+        """
+        folder = Path(self.config.checkpoint_folder) / f"step_{len(history):05d}"
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+        try:
+            self.model.save_pretrained(temporary)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(temporary)
+            save_file(self._state(), temporary / "state.safetensors")
+            write_text(temporary / "history.json", json.dumps(history, indent=1))
+            run = self.run | {"queue": self.queue}
+            write_text(temporary / "run.json", json.dumps(run, indent=1))
+            replace_folder(temporary, folder)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"the checkpoint {folder} was not written ({error}); make room and start again: "
+                "training goes on from the checkpoint before"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _describe_run(self) -> Record:
+        """What must be the same for a run to be the same."""
+        settings = dataclasses.asdict(self.config)
+        settings = {k: v for k, v in settings.items() if k not in WITHOUT_EFFECT}
+        weights = [_parameters(optimizer) for optimizer in self.optimizers.values()]
+        weights += [list(model.parameters()) for model in self.frozen]
+        run = {"trainer": self.trainer, "settings": settings, "data": fingerprint(self.data)}
+        return json.loads(json.dumps(run | {"weights": fingerprint(weights)}))
+
+    def _require_same_run(self, other: Record, folder: Path) -> None:
+        ours, theirs = self.run["settings"], other["settings"]
+        if other["trainer"] != self.trainer:
+            difference = f"it is from {other['trainer']}, not {self.trainer}"
+        elif ours != theirs:
+            name = next(k for k in ours | theirs if ours.get(k) != theirs.get(k))
+            difference = f"{name} was {theirs.get(name)}, and is {ours.get(name)} now"
+        elif other["data"] != self.run["data"]:
+            difference = "it was trained on other data"
+        elif other["weights"] != self.run["weights"]:
+            difference = "it began with other weights (load the models anew if they were trained)"
+        else:
+            return
+        raise ValueError(
+            f"{self.trainer}: {folder} holds checkpoints of another run: {difference}; choose "
+            "another checkpoint_folder, or delete this one to start anew"
+        )
+
+    def _state(self) -> dict[str, Tensor]:
+        """All tensors that training changes, by name."""
+        tensors = {}
+        for name, optimizer in self.optimizers.items():
+            for i, parameter in enumerate(_parameters(optimizer)):
+                kept = {"weight": parameter, **optimizer.state.get(parameter, {})}
+                tensors |= {f"{name}.{i}.{k}": v.detach().contiguous() for k, v in kept.items()}
+        if self.generator is not None:
+            tensors["generator"] = self.generator.get_state()
+        return tensors
+
+    @torch.no_grad()
+    def _restore(self, tensors: dict[str, Tensor], queue: list[int] | None) -> None:
+        """Put back what `_state` found."""
+        for name, optimizer in self.optimizers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for i, parameter in enumerate(_parameters(optimizer)):
+                start = f"{name}.{i}."
+                parameter.copy_(tensors[f"{start}weight"])
+                kept = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+                # Copies, as the loaded tensors are views of the file.
+                state[i] = {k: v.clone() for k, v in kept.items() if k != "weight"}
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if self.generator is not None:
+            self.generator.set_state(tensors["generator"])
+        if self.queue is not None:
+            self.queue[:] = queue
