@@ -1,9 +1,12 @@
-"""The command line: `python -m rlhf_edu ladder | build | chat | notebooks`."""
+"""The command line: `python -m rlhf_edu ladder | build | chat | experiment | notebooks`."""
 
 import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
+
+EXPERIMENTS = ("sizes",)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,6 +23,9 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--stage", help="one stage, such as sft; default: all of them")
     chat.add_argument("--prompt", metavar="TEXT", help="one question; default: ask for more")
     chat.add_argument("--greedy", action="store_true", help="the likeliest answer, not a sample")
+    experiment = commands.add_parser("experiment", help="a finding over several seeds")
+    experiment.add_argument("name", choices=EXPERIMENTS)
+    experiment.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
     books = commands.add_parser("notebooks", help="run the notebooks, or derive editions of them")
     books.add_argument("what", choices=["execute", "handouts", "slides"])
     books.add_argument("names", nargs="*", help="such as 05; default: all of them")
@@ -37,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
             from rlhf_edu.build import build
 
             build(options.only)
+        elif options.command == "experiment":
+            module = importlib.import_module(f"rlhf_edu.experiments.{options.name}")
+            print(module.run(options.seeds))
         elif options.command == "notebooks":
             _notebooks(options)
         else:
