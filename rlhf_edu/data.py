@@ -119,40 +119,89 @@ def to_json(record: Prompt | Demonstration | Ranking) -> dict[str, Any]:
     return _prompt_keys(record.prompt) | keys | lists
 
 
+def _one(row: dict[str, Any], key: str, kind: type) -> Any:
+    """The value of a key, which must be of a kind: a text, a whole number or a truth value."""
+    return _checked(row[key], key, kind)
+
+
+def _many(row: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+    """The values of a key, which must be a list of one kind."""
+    if not isinstance(row[key], list):
+        raise ValueError(f"{key} must be a list, not {_short(row[key])}")
+    return tuple(_checked(value, f"{key}[{i}]", kind) for i, value in enumerate(row[key]))
+
+
+def _checked(value: Any, key: str, kind: type) -> Any:
+    if type(value) is not kind:
+        words = {str: "a text", int: "a whole number", bool: "true or false"}[kind]
+        raise ValueError(f"{key} must be {words}, not {_short(value)}")
+    if kind is str and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{key} holds half a surrogate pair, which no tokenizer can read")
+    return value
+
+
+def _short(value: Any) -> str:
+    return ascii(value)[:40]
+
+
+def _to_task(row: Any) -> Task:
+    if not isinstance(row, dict):
+        raise ValueError(f"task must be an object, not {_short(row)}")
+    unknown = sorted(row.keys() - vars(Task(kind="")).keys())
+    if unknown:
+        raise ValueError(f"task has a key that no task has, {_short(unknown[0])}")
+    kinds = {name: type(value) for name, value in vars(Task(kind="")).items()}
+    given = {"kind": _one(row, "kind", str)}
+    for name in row.keys() - {"kind"}:
+        many = kinds[name] is tuple
+        given[name] = _many(row, name, str) if many else _one(row, name, kinds[name])
+    return Task(**given)
+
+
 def _to_prompt(row: dict[str, Any]) -> Prompt:
-    return Prompt(
-        prompt_id=row["prompt_id"],
-        customer=row["customer"],
-        use_case=row["use_case"],
-        text=row["prompt"],
-        task=Task(**row["task"]),
-    )
+    if not isinstance(row, dict):
+        raise ValueError(f"a line must be a JSON object, not {_short(row)}")
+    names = ("prompt_id", "customer", "use_case", "prompt")
+    return Prompt(*(_one(row, name, str) for name in names), task=_to_task(row["task"]))
 
 
 def _to_demonstration(row: dict[str, Any]) -> Demonstration:
-    return Demonstration(_to_prompt(row), row["answer"], row["labeler"])
+    return Demonstration(_to_prompt(row), _one(row, "answer", str), _one(row, "labeler", str))
 
 
 def _to_ranking(row: dict[str, Any]) -> Ranking:
-    keys = ("answers", "ended", "ranks", "labeler", "sources")
-    return Ranking(_to_prompt(row), *(row[key] for key in keys))
+    return Ranking(
+        prompt=_to_prompt(row),
+        answers=_many(row, "answers", str),
+        ended=_many(row, "ended", bool),
+        ranks=_many(row, "ranks", int),
+        labeler=_one(row, "labeler", str),
+        sources=_many(row, "sources", str),
+    )
 
 
 # --- files -----------------------------------------------------------------------------------
 
 
 def _read(path: str | Path, parse: Callable[[dict[str, Any]], Record]) -> list[Record]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}; `python -m rlhf_edu build` makes data")
     records = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:  # as bytes, so that an undecodable line has a number too
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                records.append(parse(json.loads(line)))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                records.append(parse(json.loads(text)))
             except KeyError as error:
                 raise ValueError(f"{path}, line {number}: add the missing key {error}") from None
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
+            except RecursionError:
+                raise ValueError(f"{path}, line {number}: nested too deeply") from None
+    if not records:
+        raise ValueError(f"{path} is empty; give a file of records, one JSON object on a line")
     return records
 
 
@@ -161,7 +210,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is no JSON object or lacks a key; the message has file and line.
+        ValueError: there are no records; or a line is no JSON object, lacks a key, or has a value
+            of the wrong kind, and then the message has file and line.
     """
     return _read(path, _to_prompt)
 
@@ -177,7 +227,11 @@ def read_rankings(path: str | Path) -> list[Ranking]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file with Unix line ends; a crash half-way leaves the old file as it was."""
+    """Write a UTF-8 file with Unix line ends; a crash half-way leaves the old file as it was.
+
+    Raises:
+        OSError: it cannot be written, as when the disk is full.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -185,6 +239,8 @@ def write_text(path: str | Path, text: str) -> None:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path} was not written ({error}); make room on the disk") from error
     finally:
         temporary.unlink(missing_ok=True)
 

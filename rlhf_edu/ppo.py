@@ -151,26 +151,26 @@ def evaluate_rollout(roles: Roles, rollout: Rollout, config: PPOConfig) -> Exper
     )
 
 
-def check_step_0(roles: Roles, experience: Experience, config: PPOConfig, eos_id: int) -> Record:
+def check_step_0(roles: Roles, rollout: Rollout, config: PPOConfig, eos_id: int) -> Record:
     """On a fresh start the policy is the reference and has just answered: KL 0 and ratio 1.
 
     Args:
-        experience: of the first rollout, before any update.
+        rollout: the first, before any update.
         eos_id: end-of-text.
 
     Raises:
         RuntimeError: it is not so; the message names likely causes.
     """
-    rollout, limit = experience.rollout, step_0_tolerance(roles.policy)
     # 1. Does an answer that ended count its end-of-text, once and last, and no padding?
     ends = (rollout.response == eos_id) & rollout.mask.bool()
-    last = rollout.response.gather(1, rollout.lengths[:, None] - 1).squeeze(1)
+    last = rollout.response.gather(1, rollout.lengths[:, None].clamp(min=1) - 1).squeeze(1)
     if (ends.sum(1) != rollout.ended.long()).any() or (last[rollout.ended] != eos_id).any():
         raise RuntimeError(
             "step 0: answers do not end at their first end-of-text; padding is scored, or "
             "end-of-text is taken for padding (pad = EOS confusion): make masks from lengths"
         )
     # 2. Who learns, and does it agree with itself?
+    experience, limit = evaluate_rollout(roles, rollout, config), step_0_tolerance(roles.policy)
     part = rollout.rows(slice(0, config.minibatch))
     again, real = roles.response_logprobs(part, config.temperature), part.mask.bool()
     reference = roles.reference_logprobs(part, config.temperature)
@@ -318,9 +318,9 @@ def train_ppo(
             rollout = generate(roles.policy, tokenizer, chosen, *limits, random)
 
             # 2. Evaluation: reward model, reference and critic say what each token was worth.
+            check = roles, rollout, config, tokenizer.eos_token_id
+            note = saved.note(step) if step else check_step_0(*check)
             experience = evaluate_rollout(roles, rollout, config)
-            end = tokenizer.eos_token_id
-            note = saved.note(step) if step else check_step_0(roles, experience, config, end)
 
             # 3. Optimisation: a few careful steps uphill.
             scale, updates = warmup_constant(step, config.warmup), []

@@ -137,9 +137,15 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, max_norm: 
     """Take one optimiser step down the loss, and return the gradient's norm before clipping.
 
     Raises:
-        RuntimeError: the loss or its gradient is NaN or infinite; the weights have not changed.
+        RuntimeError: the loss or its gradient is NaN or infinite, or the loss has no gradient;
+            the weights have not changed.
     """
     require_finite(loss, "the loss")
+    if not loss.requires_grad:
+        raise RuntimeError(
+            "training stopped: no weight that is trained has a part in the loss; are policy and "
+            "reference swapped, or is the loss computed without gradient?"
+        )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     return apply_gradients(optimizer, lr, max_norm)
