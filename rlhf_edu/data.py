@@ -161,8 +161,8 @@ def _to_task(row: Any) -> Task:
 def _to_prompt(row: dict[str, Any]) -> Prompt:
     if not isinstance(row, dict):
         raise ValueError(f"a line must be a JSON object, not {_short(row)}")
-    names = ("prompt_id", "customer", "use_case", "prompt")
-    return Prompt(*(_one(row, name, str) for name in names), task=_to_task(row["task"]))
+    texts = [_one(row, name, str) for name in ("prompt_id", "customer", "use_case", "prompt")]
+    return Prompt(*texts, task=_to_task(row["task"]))
 
 
 def _to_demonstration(row: dict[str, Any]) -> Demonstration:

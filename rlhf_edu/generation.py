@@ -91,13 +91,15 @@ def generate(
         those at temperature 1.
 
     Raises:
-        ValueError: there are no prompts, or a number is out of range.
+        ValueError: there are no prompts, a number is out of range, or a prompt with its answer is
+            longer than what the model reads.
     """
     if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
         raise ValueError("generate: temperature >= 0, max_new_tokens and batch_size >= 1, please")
     if not len(prompts):
         raise ValueError("generate: give at least one prompt")
     rows = [encode_prompt(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
+    _require_room(model, max(map(len, rows)), max_new_tokens)
     if not isinstance(seed, torch.Generator):
         seed = torch.Generator().manual_seed(seed)
     # In 64 bits: 32 would round the thin tail of the distribution away.
@@ -115,6 +117,16 @@ def generate(
         parts.append(_sample(model, ids, mask, uniforms[chosen], temperature, ends))
     back = torch.tensor(order, device=model.device).argsort()
     return replace(_stack(parts, tokenizer.pad_token_id).rows(back), stop=stop)
+
+
+def _require_room(model: PreTrainedModel, prompt: int, answer: int) -> None:
+    """Raise ValueError if so many tokens of prompt and answer do not fit into the context."""
+    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if context is not None and prompt + answer > context:
+        raise ValueError(
+            f"generate: the longest prompt has {prompt} tokens, and its answer may have {answer}, "
+            f"but the model reads {context} at most; shorten the prompt or lower max_new_tokens"
+        )
 
 
 def _ending_ids(tokenizer: PreTrainedTokenizerBase, stop: str | None) -> Tensor:

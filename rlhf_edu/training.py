@@ -362,12 +362,14 @@ class Checkpoint:
         """Go back to the newest checkpoint, and return its history; [] on a fresh start.
 
         Raises:
-            ValueError: the checkpoint belongs to another run.
+            ValueError: the checkpoint belongs to another run, or its folder is a file.
             RuntimeError: it is broken.
         """
         if not self.active:
             return []
         folder = Path(self.config.checkpoint_folder)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"checkpoint_folder: {folder} is a file; choose another name")
         folder.mkdir(parents=True, exist_ok=True)
         self.run = self._describe_run()  # now, while the weights are those that the run began with
         for half_written in folder.glob(".step_*"):
