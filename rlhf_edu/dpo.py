@@ -243,11 +243,10 @@ def train_dpo(
         config, on_step: settings, and what is called with the record of each step.
 
     Returns:
-        The policy, and one record per step, of means over pairs before the step: step, epoch,
-        loss, margin (chosen less rejected implicit reward), accuracy (margins above 0),
-        chosen_reward, rejected_reward, chosen_logprob, rejected_logprob (nats per answer; that
-        the chosen one falls too is normal), lr, norm, seconds; step_0, what `check_step_0` found.
-        An interrupt returns what there is.
+        The policy, and one record per step, until the end or an interrupt, of means over pairs
+        before the step: step, epoch, loss, margin (chosen less rejected implicit reward), accuracy
+        (margins above 0), chosen_reward, rejected_reward, chosen_logprob, rejected_logprob (nats
+        per answer; that the chosen one falls too is normal), lr, norm, seconds, step_0.
 
     Raises:
         ValueError: there are no rankings, or no two different answers that are not tied.
@@ -262,19 +261,16 @@ def train_dpo(
     references = reference_sums(reference, tokenizer, groups)
     optimizer = make_optimizer(policy.parameters(), config.lr, config.weight_decay)
     plan = plan_batches(sizes, config.batch_size, config.epochs, config.seed)
-    saved = Checkpoint(
-        "train_dpo", config, policy, {"policy": optimizer}, groups, tokenizer, frozen=[reference]
-    )
+    saved = Checkpoint(config, policy, {"policy": optimizer}, groups, tokenizer, [reference])
     history = saved.resume()
     start = started(history)
     with contextlib.suppress(KeyboardInterrupt):
         for epoch, chosen in plan[len(history) :]:
             # 1. Log-probs of chosen and rejected answers, in one forward pass.
             step, part = len(history), [groups[i] for i in chosen]
-            theirs = torch.cat([references[i] for i in chosen])
-            sums, lengths = _pair_sums(policy, tokenizer, part, theirs)
-            check = policy, tokenizer, part, theirs, config
-            note = saved.note(step) if step else check_step_0(*check)
+            refs = torch.cat([references[i] for i in chosen])
+            note = saved.note(step) if step else check_step_0(policy, tokenizer, part, refs, config)
+            sums, lengths = _pair_sums(policy, tokenizer, part, refs)
 
             # 2. How far has the policy moved towards the chosen answers?
             loss, up, down = _preference_loss(config, sums, lengths)

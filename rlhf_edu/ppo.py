@@ -151,20 +151,20 @@ def evaluate_rollout(roles: Roles, rollout: Rollout, config: PPOConfig) -> Exper
     )
 
 
-def check_step_0(roles: Roles, rollout: Rollout, config: PPOConfig, eos_id: int) -> Record:
+def check_step_0(roles: Roles, rollout: Rollout, config: PPOConfig, eos: int) -> Record:
     """On a fresh start the policy is the reference and has just answered: KL 0 and ratio 1.
 
     Args:
         rollout: the first, before any update.
-        eos_id: end-of-text.
+        eos: the id of end-of-text.
 
     Raises:
         RuntimeError: it is not so; the message names likely causes.
     """
     # 1. Does an answer that ended count its end-of-text, once and last, and no padding?
-    ends = (rollout.response == eos_id) & rollout.mask.bool()
+    ends = (rollout.response == eos) & rollout.mask.bool()
     last = rollout.response.gather(1, rollout.lengths[:, None].clamp(min=1) - 1).squeeze(1)
-    if (ends.sum(1) != rollout.ended.long()).any() or (last[rollout.ended] != eos_id).any():
+    if (ends.sum(1) != rollout.ended.long()).any() or (last[rollout.ended] != eos).any():
         raise RuntimeError(
             "step 0: answers do not end at their first end-of-text; padding is scored, or "
             "end-of-text is taken for padding (pad = EOS confusion): make masks from lengths"
@@ -289,23 +289,18 @@ def train_ppo(
         ptx_blocks: (N, T) pretraining text, needed if `config.ptx_coef` is not 0.
 
     Returns:
-        The roles, and one record per step: step, reward (mean score), reward_spread (best less
-        worst), kl (nats per answer), length (tokens), ended (share), surprise (nats per token),
-        the losses, clip_fraction, approx_kl, ratio_mean, ratio_first, norm, lr, beta, seconds;
-        step_0, what `check_step_0` found. Ctrl-C returns what there is.
+        The roles, and one record per step, until the end or Ctrl-C: step, reward (mean score),
+        reward_spread (best less worst), kl (nats per answer), length (tokens), ended (share),
+        surprise (nats per token), the losses, clip_fraction, approx_kl, ratio_mean, ratio_first,
+        norm, lr, beta, seconds, and on the first step_0, what `check_step_0` found.
 
     Raises:
         ValueError: no prompts, a prompt too long, or ptx_coef without ptx_blocks.
         RuntimeError: NaN or infinite loss, or `check_step_0` or `check_progress` stopped the run.
     """
     config = config or PPOConfig()
-    ids = _encode_prompts(roles, tokenizer, prompts, config)
-    if config.ptx_coef and ptx_blocks is None:
-        raise ValueError("train_ppo: ptx_coef is not 0, so give ptx_blocks, text to mix in")
-    optimizers = {
-        "policy": make_optimizer(roles.policy_parameters(), config.lr, eps=1e-5),
-        "critic": make_optimizer(roles.critic_parameters(), config.critic_lr, eps=1e-5),
-    }
+    ids = _prepare(roles, tokenizer, prompts, config, ptx_blocks)
+    optimizers, eos = _make_optimizers(roles, config), tokenizer.eos_token_id
     random, queue = torch.Generator().manual_seed(config.seed), []
     saved = _checkpoint(roles, tokenizer, config, optimizers, [ids, ptx_blocks], random, queue)
     history = saved.resume()
@@ -318,8 +313,7 @@ def train_ppo(
             rollout = generate(roles.policy, tokenizer, chosen, *limits, random)
 
             # 2. Evaluation: reward model, reference and critic say what each token was worth.
-            check = roles, rollout, config, tokenizer.eos_token_id
-            note = saved.note(step) if step else check_step_0(*check)
+            note = saved.note(step) if step else check_step_0(roles, rollout, config, eos)
             experience = evaluate_rollout(roles, rollout, config)
 
             # 3. Optimisation: a few careful steps uphill.
@@ -338,15 +332,29 @@ def train_ppo(
     return roles, history
 
 
-def _encode_prompts(
-    roles: Roles, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], config: PPOConfig
+def _prepare(
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    config: PPOConfig,
+    ptx_blocks: Tensor | None,
 ) -> list[list[int]]:
-    """Token ids of the prompts, once it is sure that the policy can answer them."""
+    """Token ids of the prompts, once it is sure that nothing is missing and that they fit."""
     require_tokens(tokenizer, "train_ppo")
     require_some(prompts, "train_ppo", "prompts")
+    if config.ptx_coef and ptx_blocks is None:
+        raise ValueError("train_ppo: ptx_coef is not 0, so give ptx_blocks, text to mix in")
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     require_sound(roles.policy, "train_ppo", max(map(len, ids)) + config.max_new_tokens)
     return ids
+
+
+def _make_optimizers(roles: Roles, config: PPOConfig) -> dict[str, torch.optim.Optimizer]:
+    # An epsilon of 1e-5 keeps the first steps small, as in the original code.
+    return {
+        "policy": make_optimizer(roles.policy_parameters(), config.lr, eps=1e-5),
+        "critic": make_optimizer(roles.critic_parameters(), config.critic_lr, eps=1e-5),
+    }
 
 
 def _draw_prompts(
@@ -371,7 +379,6 @@ def _checkpoint(
     """All that a PPO run consists of; reference and reward model too, where they are networks."""
     others = [getattr(roles, name, None) for name in ("reference", "reward_model")]
     return Checkpoint(
-        "train_ppo",
         config,
         roles.policy,
         optimizers,

@@ -243,7 +243,7 @@ def pretrain(
     require_sound(model, "pretrain", blocks.shape[1])
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay, config.betas)
     plan = plan_blocks(len(blocks), config)
-    saved = Checkpoint("pretrain", config, model, {"model": optimizer}, blocks, tokenizer)
+    saved = Checkpoint(config, model, {"model": optimizer}, blocks, tokenizer)
     history = saved.resume()
     start, tokens = started(history), history[-1]["tokens"] if history else 0
     with contextlib.suppress(KeyboardInterrupt):

@@ -187,9 +187,9 @@ def train_reward(
         validation: rankings to measure loss and accuracy on after each epoch.
 
     Returns:
-        The model, and one record per step: step, epoch, loss (nats per pair), accuracy, lr, norm,
-        seconds, validation_loss and validation_accuracy on each epoch's last step; step_0, what
-        `check_step_0` found. An interrupt returns what there is.
+        The model, and one record per step, until the end or an interrupt: step, epoch, loss (nats
+        per pair), accuracy, lr, norm, seconds, validation_loss and validation_accuracy on each
+        epoch's last step, and on the first step_0, what `check_step_0` found.
 
     Raises:
         ValueError: there are no rankings, or no two different answers that are not tied.
@@ -204,7 +204,7 @@ def train_reward(
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
     plan = plan_batches(lengths, config.batch_size, config.epochs, config.seed)
     data = [groups, [ranking.ranks for ranking in rankings]]
-    saved = Checkpoint("train_reward", config, model, {"model": optimizer}, data, tokenizer)
+    saved = Checkpoint(config, model, {"model": optimizer}, data, tokenizer)
     history = saved.resume()
     start = started(history)
     with contextlib.suppress(KeyboardInterrupt):
@@ -224,10 +224,9 @@ def train_reward(
             # 4. Report and save.
             record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
             right, pairs = pair_accuracy(got.detach(), wanted)
-            record["accuracy"] = right / pairs
             if validation and (step + 1) % (len(plan) // config.epochs) == 0:
                 record |= _validate(model, tokenizer, validation)
-            record |= {"seconds": time.perf_counter() - start, **note}
+            record |= {"accuracy": right / pairs, "seconds": time.perf_counter() - start, **note}
             report(history, record, on_step)
             saved.save_if_due(history)
     return model, history

@@ -138,7 +138,7 @@ def train_sft(
     require_sound(model, "train_sft", max(lengths))
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
     plan = plan_batches(lengths, config.batch_size, config.epochs, config.seed)
-    saved = Checkpoint("train_sft", config, model, {"model": optimizer}, pairs, tokenizer)
+    saved = Checkpoint(config, model, {"model": optimizer}, pairs, tokenizer)
     history = saved.resume()
     start, tokens = started(history), history[-1]["tokens"] if history else 0
     with contextlib.suppress(KeyboardInterrupt):

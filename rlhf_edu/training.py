@@ -330,7 +330,6 @@ class Checkpoint:
 
     def __init__(
         self,
-        trainer: str,
         config: Any,
         model: PreTrainedModel,
         optimizers: dict[str, torch.optim.Optimizer],
@@ -343,15 +342,14 @@ class Checkpoint:
         """Note what makes up a run; nothing is read or written yet.
 
         Args:
-            trainer: its name.
-            config: its settings; without a checkpoint_folder nothing is ever written.
+            config: the trainer's settings; without a checkpoint_folder nothing is ever written.
             model: to be saved beside the state, with `tokenizer` if there is one.
             optimizers: by name; their parameters are what training changes.
             data: what is trained on.
             frozen: models that take part, but do not change.
             generator, queue: random numbers, and rows to come, where a seed does not fix them.
         """
-        self.trainer, self.config, self.model, self.tokenizer = trainer, config, model, tokenizer
+        self.config, self.model, self.tokenizer = config, model, tokenizer
         self.optimizers, self.data, self.frozen = optimizers, data, frozen
         self.generator, self.queue = generator, queue
         self.active = bool(config.checkpoint_every) and config.checkpoint_folder is not None
@@ -432,13 +430,14 @@ class Checkpoint:
         settings = {k: v for k, v in settings.items() if k not in WITHOUT_EFFECT}
         weights = [_parameters(optimizer) for optimizer in self.optimizers.values()]
         weights += [list(model.parameters()) for model in self.frozen]
-        run = {"trainer": self.trainer, "settings": settings, "data": fingerprint(self.data)}
-        return json.loads(json.dumps(run | {"weights": fingerprint(weights)}))
+        run = {"config": type(self.config).__name__, "settings": settings}
+        run |= {"data": fingerprint(self.data), "weights": fingerprint(weights)}
+        return json.loads(json.dumps(run))  # tuples become lists, as in the file
 
     def _require_same_run(self, other: Record, folder: Path) -> None:
         ours, theirs = self.run["settings"], other["settings"]
-        if other["trainer"] != self.trainer:
-            difference = f"it is from {other['trainer']}, not {self.trainer}"
+        if other["config"] != self.run["config"]:
+            difference = f"it has an {other['config']}, not a {self.run['config']}"
         elif ours != theirs:
             name = next(k for k in ours | theirs if ours.get(k) != theirs.get(k))
             difference = f"{name} was {theirs.get(name)}, and is {ours.get(name)} now"
@@ -449,8 +448,8 @@ class Checkpoint:
         else:
             return
         raise ValueError(
-            f"{self.trainer}: {folder} holds checkpoints of another run: {difference}; choose "
-            "another checkpoint_folder, or delete this one to start anew"
+            f"{folder} holds checkpoints of another run: {difference}; choose another "
+            "checkpoint_folder, or delete this one to start anew"
         )
 
     def _state(self) -> dict[str, Tensor]:

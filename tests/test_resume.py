@@ -194,7 +194,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run_sft(**keep(tmp_path))
     with pytest.raises(ValueError, match=r"another run: lr was 0.001, and is 0.01 now; choose"):
         run_sft(**keep(tmp_path), lr=1e-2)
-    with pytest.raises(ValueError, match="it is from train_sft, not train_dpo"):
+    with pytest.raises(ValueError, match="it has an SFTConfig, not a DPOConfig"):
         run_dpo(**keep(tmp_path))
     config = sft.SFTConfig(batch_size=4, epochs=2, warmup=2, **keep(tmp_path))
     with pytest.raises(ValueError, match="other data"):

@@ -10,7 +10,7 @@ import tiny_models as tiny
 import torch
 
 from rlhf_edu import dpo, models, ppo, reward, sft, training
-from rlhf_edu.data import Ranking
+from rlhf_edu.data import Demonstration, Ranking
 from rlhf_edu.generation import generate
 from rlhf_edu.losses import bradley_terry_loss
 from rlhf_edu.pretrain import next_token_loss, pack
@@ -315,6 +315,60 @@ def test_dpo_reference_may_be_the_policy_itself() -> None:
     config = dpo.DPOConfig(lr=5e-3, batch_size=4, epochs=2)
     _, history = dpo.train_dpo(model, model, TOK, tiny.rankings(8), config)
     assert history[-1]["margin"] > history[0]["margin"]
+
+
+def test_dpo_sends_each_answer_once_in_one_forward() -> None:
+    model, calls = tiny.llama(), []
+    hook = model.model.embed_tokens.register_forward_hook(
+        lambda module, inputs, output: calls.append(len(inputs[0]))
+    )
+    config = dpo.DPOConfig(batch_size=4, epochs=2)
+    dpo.train_dpo(model, tiny.llama(), TOK, tiny.rankings(8, k=4), config)
+    hook.remove()
+    # After the checks of step 0, the steps that are left: 4 prompts with 4 answers, not 6 pairs.
+    assert calls[-3:] == [16, 16, 16]
+
+
+# --- tokens ------------------------------------------------------------------------------------
+
+
+def test_no_truncation_takes_the_end_away() -> None:
+    limit = 12
+    for length in range(1, limit + 11):
+        answer = "Yes!" + "x" * (length - 1)
+        whole = len(models.encode_answer(TOK, answer))
+        ranking = Ranking(tiny.prompt(0), (answer, "cat"), (True, True), (1, 2))
+        rows = reward._encode_ranking(TOK, ranking, limit)
+        assert all(row[-1] == 2 for row in rows)
+        assert dpo.make_group(TOK, ranking, limit).answers[0][-1] == 2
+        example = Demonstration(tiny.prompt(0), answer)
+        kept = sft.encode_demonstrations(TOK, [example, *tiny.demonstrations(1)], limit)
+        assert all(row[-1] == 2 for _, row in kept) and len(kept) == 1 + (whole <= limit)
+        cut = Ranking(tiny.prompt(0), (answer, "cat"), (False, True), (1, 2))
+        assert len(dpo.make_group(TOK, cut, limit).answers[0]) == min(whole - 1, limit)
+
+
+def test_ppo_scores_token_ids_and_never_decodes(monkeypatch) -> None:
+    def refuse(*args, **options):
+        raise AssertionError("decoded")
+
+    tokenizer = copy.deepcopy(TOK)
+    for name in ("decode", "batch_decode"):
+        monkeypatch.setattr(tokenizer, name, refuse)
+    assert len(ppo.train_ppo(make_roles(), tokenizer, PROMPTS, ppo_config())[1]) == 2
+
+
+def test_ppo_uses_the_published_epsilon_and_warm_up(monkeypatch) -> None:
+    made = []
+
+    def remember(*args, **options):
+        made.append(training.make_optimizer(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(ppo, "make_optimizer", remember)
+    _, history = ppo.train_ppo(make_roles(), TOK, PROMPTS, ppo_config(steps=3, warmup=2))
+    assert [group["eps"] for optimizer in made for group in optimizer.param_groups] == [1e-5] * 4
+    assert [record["lr"] for record in history] == pytest.approx([1e-4, 5.5e-4, 1e-3])
 
 
 # --- interrupts and bad input ------------------------------------------------------------------
