@@ -262,14 +262,15 @@ class LiveCurve:
         records: what the trainer has reported so far.
     """
 
-    def __init__(self, total: int, label: str, digits: int = 1, **curves: str) -> None:
+    def __init__(self, total: int, label: str, digits: int | None = 1, **curves: str) -> None:
         """Show empty axes, one for each curve.
 
         Args:
             total: steps after which the final figure replaces the live one.
             label: what is being trained.
-            digits: to which the numbers in the words are rounded; 1 is what reinforcement
-                learning keeps from machine to machine.
+            digits: to which the numbers in the words are rounded. None: words alone, rises and
+                falls, for reinforcement learning, where one sampled token that comes out
+                differently on another machine changes all that follows.
             curves: key of the records = label of its axis, with the unit.
 
         Raises:
@@ -316,7 +317,10 @@ class LiveCurve:
         for name, label in self.curves.items():
             row = [record[name] for record in self.records]
             first, last = np.mean(row[:fifth]), np.mean(row[-fifth:])
-            parts.append(f"{label} goes from {first:.{self.digits}f} to {last:.{self.digits}f}")
+            if self.digits is None:
+                parts.append(f"{label} {'rises' if last > first else 'falls'}")
+            else:
+                parts.append(f"{label} goes from {first:.{self.digits}f} to {last:.{self.digits}f}")
         return f"{self.label}, {len(self.records)} steps: {'; '.join(parts)}."
 
     def _size(self) -> tuple[float, float]:

@@ -174,6 +174,9 @@ def slides(names: Sequence[str] = (), reveal_prefix: str | None = None) -> None:
 
 def slide_settings(reveal_prefix: str | None) -> dict[str, Any]:
     """Settings of nbconvert's SlidesExporter; see `slides` for the prefix."""
+    from traitlets.config import Config
+
+    hidden = {"enabled": True, "remove_input_tags": ["figure"]}
     settings: dict[str, Any] = {
         "reveal_theme": "white",  # the one theme that fetches no fonts
         "reveal_transition": "none",
@@ -181,6 +184,8 @@ def slide_settings(reveal_prefix: str | None) -> dict[str, Any]:
         "reveal_scroll": True,
         "exclude_input_prompt": True,
         "exclude_output_prompt": True,
+        # A cell tagged `figure` only draws: the lecture shows the picture without the code.
+        "config": Config({"TagRemovePreprocessor": hidden}),
     }
     if reveal_prefix is None:
         return settings

@@ -120,6 +120,13 @@ def test_live_curve_ends_with_a_figure_and_words(shown: list) -> None:
     assert bundle["text/plain"] == wanted
 
 
+def test_live_curve_in_words_alone(shown: list) -> None:
+    live = LiveCurve(5, "PPO", digits=None, reward="score", loss="loss, nats")
+    for i in range(5):
+        live({"reward": i, "loss": -i})
+    assert shown[1]["text/plain"] == "PPO, 5 steps: score rises; loss, nats falls."
+
+
 def test_live_curve_stopped_early_shows_what_there_is(shown: list) -> None:
     live = LiveCurve(10, "PPO", digits=2, reward="score")
     live({"reward": 1.5})

@@ -38,6 +38,9 @@ class Result:
     status: str
     message: str
 
+    def _ipython_display_(self) -> None:
+        """Show nothing at the end of a cell: the message has been printed already."""
+
 
 def check(
     student: Callable[..., Any],

@@ -88,7 +88,7 @@ def check_reinforce_loss(student: Callable[..., Any]) -> Result:
             ),
             Mistake(
                 lambda lp, r, b: -(r * lp).mean(),
-                "the baseline is missing, or stands where it has no gradient: weigh by r - baseline",
+                "the baseline is missing, or stands where it has no gradient: weigh by r - b",
             ),
             Mistake(
                 lambda lp, r, b: -((r + b) * lp).mean(),
