@@ -108,8 +108,12 @@ class Microscope(Panel):
         self.tokenizer, self.policy, self.reference = tokenizer, policy, reference
         self.reward, self.critic, self.beta = reward, critic, beta
         self.prompt = ipywidgets.Text(prompt, description="prompt", layout=WIDE)
-        self.answer = ipywidgets.Text(
-            self._answer(prompt) if answer is None else answer, description="answer", layout=WIDE
+        # An answer may have several lines.
+        self.answer = ipywidgets.Textarea(
+            self._answer(prompt) if answer is None else answer,
+            description="answer",
+            rows=2,
+            layout=WIDE,
         )
         self.quantity = ipywidgets.ToggleButtons(
             options=list(QUANTITIES), value=quantity, style={"button_width": "90px"}

@@ -104,6 +104,13 @@ def test_outputs_are_clean(path: Path) -> None:
 
 
 @each
+def test_cells_that_are_not_compared_say_why(path: Path) -> None:
+    cells = [c for c in code(tools.read(path)) if "nbval-ignore-output" in tags(c)]
+    assert all(cell.source.startswith("# Not compared") for cell in cells)
+    assert len(cells) <= 6
+
+
+@each
 def test_has_the_parts_of_a_chapter(path: Path) -> None:
     notebook = tools.read(path)
     number, opening = path.name[:2], "\n".join(c.source for c in notebook.cells[:3])
