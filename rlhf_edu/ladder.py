@@ -36,7 +36,7 @@ from rlhf_edu.evaluation import (
     win_rate,
 )
 from rlhf_edu.generation import generate
-from rlhf_edu.losses import best_of_n, best_of_n_kl
+from rlhf_edu.losses import best_of_n, best_of_n_kl, penalise_missing_end
 from rlhf_edu.models import (
     SeparateRoles,
     count_parameters,
@@ -364,6 +364,8 @@ class Ladder:
         texts = [p for p in prompts for _ in range(n)]
         many = answer_all(self.models["sft"], self.tokenizer, self.judge, texts, seed=8)
         found = reward_scores(self.models["reward_model"], many.rollout)
+        penalty = self.recipe.ppo.missing_eos_penalty
+        found = penalise_missing_end(found, many.rollout.ended.cpu(), penalty)
         best = best_of_n(found.view(-1, n)) + torch.arange(len(prompts)) * n
         picked = best.tolist()
         return Answers(

@@ -599,6 +599,20 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def penalise_missing_end(scores: Tensor, ended: Tensor, penalty: float) -> Tensor:
+    """Scores (B,) in which an answer that never ended earns less than a demonstration.
+
+    A reward model has hardly seen such answers, and what it says of them is a guess, often a
+    flattering one: a score above 0, the demonstrations' mean, counts as 0, and the penalty (in
+    points of reward) comes off. Stiennon et al. 2020 (arXiv 2009.01325) used a fixed low score.
+
+    Args:
+        scores: (B,) of a normalised reward model.
+        ended: (B,) booleans.
+    """
+    return torch.where(ended, scores, scores.clamp(max=0.0) - penalty)
+
+
 def best_of_n(scores: Tensor) -> Tensor:
     """Index of the best-scored of the n answers to each prompt; the first of equals.
 

@@ -15,6 +15,7 @@ from rlhf_edu.generation import Rollout, generate
 from rlhf_edu.losses import (
     gae,
     masked_sum,
+    penalise_missing_end,
     policy_loss,
     shaped_rewards,
     value_loss,
@@ -56,7 +57,7 @@ class PPOConfig:
         beta: price of one nat of KL to the reference, in points of reward.
         clip, value_clip: how far the ratio, and the value, may move at once.
         discount, lam: of generalised advantage estimation.
-        missing_eos_penalty: taken off the score of an answer that did not end.
+        missing_eos_penalty: for answers that did not end, see `losses.penalise_missing_end`.
         temperature: of sampling, and of all log-probs.
         max_new_tokens: longest answer.
         ptx_coef: gamma of InstructGPT Eq. 2, the weight of pretraining text; 0: plain PPO.
@@ -135,7 +136,7 @@ def evaluate_rollout(roles: Roles, rollout: Rollout, config: PPOConfig) -> Exper
     logprobs = roles.response_logprobs(rollout, config.temperature)
     reference = roles.reference_logprobs(rollout, config.temperature)
     values, scores = roles.values(rollout), roles.rewards(rollout)
-    penalised = scores - config.missing_eos_penalty * (~rollout.ended).float()
+    penalised = penalise_missing_end(scores, rollout.ended, config.missing_eos_penalty)
     mask = rollout.mask
     rewards = shaped_rewards(penalised, logprobs, reference, mask, config.beta)
     advantages, returns = gae(rewards, values, mask, config.discount, config.lam)

@@ -850,6 +850,12 @@ def test_lengths_must_be_positive() -> None:
 # --- best of n ---------------------------------------------------------------------------------
 
 
+def test_missing_end_never_pays() -> None:
+    scores, ended = tensor([2.0, 5.0, -3.0, -3.0]), torch.tensor([True, False, False, True])
+    found = losses.penalise_missing_end(scores, ended, 1.5)
+    assert found.tolist() == [2.0, -1.5, -4.5, -3.0]
+
+
 def test_best_of_n() -> None:
     scores = tensor([[0.0, 2.0, 1.0], [-1.0, -3.0, -2.0], [5.0, 5.0, 0.0]])
     assert losses.best_of_n(scores).tolist() == [1, 0, 0]

@@ -85,9 +85,9 @@ class Population:
             helpful=rng.gauss(4.0, 0.6),
             truthful=rng.gauss(3.0, 0.6),
             harmless=rng.gauss(2.0, 0.5),
-            confidence=taste * rng.gauss(0.3, 0.15),
-            politeness=taste * rng.gauss(0.35, 0.15),
-            length=taste * rng.gauss(0.15, 0.1),
+            confidence=taste * rng.gauss(0.2, 0.1),
+            politeness=taste * rng.gauss(0.2, 0.1),
+            length=taste * rng.gauss(0.1, 0.05),
             noise=NOISE * (2.0 if careless else 1.0),
             seed=rng.randrange(2**31),
         )
