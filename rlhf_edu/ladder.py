@@ -66,19 +66,19 @@ class Recipe:
 
     size: str = "1M"
     pages: int | None = None  # to pretrain on; None: what `bases.BASES` says
-    demonstrations: int = 600
-    ranked_prompts: int = 1200
-    answers_per_prompt: tuple[int, ...] = (4, 5, 6, 7, 8, 9)
+    demonstrations: int = 150
+    ranked_prompts: int = 3000
+    answers_per_prompt: tuple[int, ...] = (4, 4, 4, 5, 6, 9)
     ppo_prompts: int = 3000
     examples: int = 5  # in the few-shot prefix
     best_of: int = 16
-    test_prompts: int = 384
+    test_prompts: int = 768
     per_use_case: int = 26
     sft: SFTConfig = SFTConfig(lr=5e-4, epochs=6)
-    reward: RewardConfig = RewardConfig(lr=3e-4, batch_size=8, epochs=2)
-    ppo: PPOConfig = PPOConfig(steps=40)
+    reward: RewardConfig = RewardConfig(lr=1e-3, batch_size=8, epochs=2)
+    ppo: PPOConfig = PPOConfig(steps=50, batch_size=128, epochs=1, lr=3e-4, beta=0.15)
     ptx_coef: float = 1.0
-    dpo: DPOConfig = DPOConfig()
+    dpo: DPOConfig = DPOConfig(beta=0.3)
 
 
 class Ladder:
@@ -181,12 +181,17 @@ class Ladder:
     def supervised_whole_budget(self) -> None:
         """Fine-tune on demonstrations bought with all the labels the ladder used."""
         more = demonstrate(self.world, self.train["rank"], self.seed + 1)
-        self.models["sft_whole_budget"] = self._sft("sft_whole_budget", self.demonstrations + more)
+        config = replace(self.recipe.sft, epochs=2)  # twenty times the data: fewer rounds will do
+        self.models["sft_whole_budget"] = self._sft(
+            "sft_whole_budget", self.demonstrations + more, config
+        )
 
-    def _sft(self, name: str, demonstrations: list[Demonstration]) -> Any:
-        model = copy.deepcopy(self.models["base"])
+    def _sft(
+        self, name: str, demonstrations: list[Demonstration], config: SFTConfig | None = None
+    ) -> Any:
+        model, config = copy.deepcopy(self.models["base"]), config or self.recipe.sft
         model, self.histories[name] = train_sft(
-            model, self.tokenizer, demonstrations, self.recipe.sft, on_step=self.bar(name)
+            model, self.tokenizer, demonstrations, config, on_step=self.bar(name)
         )
         return round_weights(model)
 

@@ -23,7 +23,7 @@ from rlhf_edu.sft import SFTConfig
 from rlhf_edu.tinyweb.prompts import is_never_asked, normalise
 
 SMALL = Recipe(
-    demonstrations=96,
+    demonstrations=120,
     ranked_prompts=24,
     answers_per_prompt=(4, 5),
     ppo_prompts=64,
@@ -31,7 +31,7 @@ SMALL = Recipe(
     best_of=3,
     test_prompts=24,
     per_use_case=1,
-    sft=SFTConfig(epochs=2),
+    sft=SFTConfig(epochs=4),
     reward=RewardConfig(batch_size=8),
     ppo=PPOConfig(steps=2, batch_size=16, minibatch=8, epochs=1),
     dpo=DPOConfig(batch_size=8),
