@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Ranking
 from rlhf_edu.losses import dpo_loss, ipo_loss, length_normalised_dpo_loss, masked_sum
 from rlhf_edu.models import Sequences, encode_answer, encode_prompt, join, response_logprobs
 from rlhf_edu.training import (
-    Checkpoint,
     OnStep,
     Record,
     check_logprobs,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.generation import Rollout, generate
 from rlhf_edu.losses import (
     gae,
@@ -25,7 +26,6 @@ from rlhf_edu.models import Roles, encode_prompt
 from rlhf_edu.pretrain import next_token_loss
 from rlhf_edu.training import (
     DROPOUT,
-    Checkpoint,
     OnStep,
     Record,
     make_optimizer,

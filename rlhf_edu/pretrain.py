@@ -21,11 +21,11 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.models import encode_text
 from rlhf_edu.training import (
     DROPOUT,
     MISALIGNED,
-    Checkpoint,
     OnStep,
     Record,
     make_optimizer,

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Demonstration, Ranking
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
 from rlhf_edu.models import encode_answer, encode_prompt, pad_right, scalar_head, scores
 from rlhf_edu.training import (
     DROPOUT,
     MISALIGNED,
-    Checkpoint,
     OnStep,
     Record,
     make_optimizer,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Demonstration
 from rlhf_edu.losses import sft_loss
 from rlhf_edu.models import (
@@ -19,7 +20,6 @@ from rlhf_edu.models import (
     response_logprobs,
 )
 from rlhf_edu.training import (
-    Checkpoint,
     OnStep,
     Record,
     check_logprobs,

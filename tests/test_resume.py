@@ -13,7 +13,7 @@ import tiny_models as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf_edu import dpo, models, ppo, pretrain, reward, sft, training
+from rlhf_edu import checkpoints, dpo, models, ppo, pretrain, reward, sft
 
 TOK = tiny.tokenizer()
 PROMPTS = [tiny.prompt(i).text for i in range(8)]
@@ -241,10 +241,10 @@ def test_a_checkpoint_without_some_weights_is_broken(tmp_path: Path) -> None:
 
 
 def test_fingerprints_tell_things_apart() -> None:
-    same = training.fingerprint([torch.arange(6.0), ["a", 1]])
-    assert same == training.fingerprint([torch.arange(6.0), ("a", 1)])
+    same = checkpoints.fingerprint([torch.arange(6.0), ["a", 1]])
+    assert same == checkpoints.fingerprint([torch.arange(6.0), ("a", 1)])
     others = [[torch.arange(6.0).view(2, 3), ["a", 1]], [torch.arange(6), ["a", 1]], ["a", 1]]
-    assert len({same, *map(training.fingerprint, others)}) == 4
+    assert len({same, *map(checkpoints.fingerprint, others)}) == 4
 
 
 def test_limits_that_change_no_number_may_change(tmp_path: Path) -> None:
@@ -252,4 +252,4 @@ def test_limits_that_change_no_number_may_change(tmp_path: Path) -> None:
     _, history = run_ppo(**keep(tmp_path, every=2), max_kl=1e6)
     assert len(history) == 5
     names = {field.name for field in dataclasses.fields(ppo.PPOConfig)}
-    assert set(training.WITHOUT_EFFECT) <= names
+    assert set(checkpoints.WITHOUT_EFFECT) <= names
