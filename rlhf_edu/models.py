@@ -76,9 +76,9 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _existing(folder: str | Path) -> str:
-    if not Path(folder, "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no model (config.json is missing)")
+def _existing(folder: str | Path, what: str = "model", file: str = "config.json") -> str:
+    if not Path(folder, file).is_file():
+        raise FileNotFoundError(f"{folder} holds no {what} ({file} is missing)")
     return str(folder)
 
 
@@ -110,8 +110,12 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer from a local folder; one without a padding token pads with another's id.
 
     Which id stands under the padding never matters here, since masks come from lengths.
+
+    Raises:
+        FileNotFoundError: the folder holds no tokenizer.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    file = "tokenizer_config.json"
+    tokenizer = AutoTokenizer.from_pretrained(_existing(folder, "tokenizer", file))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

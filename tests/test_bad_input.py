@@ -141,6 +141,8 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
     for load in (models.load_policy, models.load_scalar_model):
         with refused(FileNotFoundError, "nowhere holds no model"):
             load(tmp_path / "nowhere")
+    with refused(FileNotFoundError, "nowhere holds no tokenizer"):
+        models.load_tokenizer(tmp_path / "nowhere")
     models.save_model(tiny.llama(), TOK, tmp_path / "policy")
     with refused(ValueError, "is no reward model"):
         models.load_scalar_model(tmp_path / "policy")
