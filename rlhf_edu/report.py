@@ -9,7 +9,7 @@ def table(report: dict[str, Any]) -> str:
     """The ladder as text, one stage a line."""
     head = (
         f"{'stage':<17}{'gold':>19}{'helpful':>8}{'truthful':>9}{'harmless':>9}{'words':>6}"
-        f"{'win vs SFT':>19}{'KL':>6}{'web loss':>9}{'table':>6}{'story':>6}{'labels':>10}"
+        f"{'win vs SFT':>19}{'KL':>6}{'web loss':>9}{'table':>6}{'story':>6}{'labels':>13}"
         f"{'parameters':>11}{'min':>6}"
     )
     lines = [head, "-" * len(head)]
@@ -21,7 +21,7 @@ def table(report: dict[str, Any]) -> str:
             f"{r['stage']:<17}{gold:>19}{r['helpful']:>8.2f}{r['truthful']:>9.2f}"
             f"{r['harmless']:>9.2f}{r['words']:>6.1f}{wins:>19}{kl:>6}{r['web_loss']:>9.3f}"
             f"{r['skills']['table']:>6.2f}{r['skills']['story']:>6.2f}"
-            f"{_budget(r['labels']):>10}{r['parameters']:>11,}{r['minutes']:>6.1f}"
+            f"{_budget(r['labels']):>13}{r['parameters']:>11,}{r['minutes']:>6.1f}"
         )
     lines += [
         "",
