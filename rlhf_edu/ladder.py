@@ -218,7 +218,7 @@ class Ladder:
         found = {
             "label_accuracy": reward_accuracy(model, tokenizer, unseen),
             "gold_accuracy": reward_accuracy(model, tokenizer, by_gold),
-            "agreement": self.population.agreement(unseen, self.seed),
+            "agreement": self.population.agreement(self.rankings[:1000], self.seed),
         }
         numbers = {}
         for name, shares in found.items():
