@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf_edu import notebook
+from rlhf_edu.data import Prompt, Ranking
 from rlhf_edu.models import save_model, scalar_model_from
 from rlhf_edu.notebook import Course, Live, LiveCurve, Progress, progress, show, start
-from rlhf_edu.widgets import QUANTITIES, Microscope, TalkToEveryStage
+from rlhf_edu.widgets import QUANTITIES, LabelForm, Microscope, TalkToEveryStage
 
 TOKENIZER = tiny_models.tokenizer()
 
@@ -216,3 +217,84 @@ def test_talk_answers_anew_when_something_changes(models) -> None:
 def test_talk_without_stages_says_so(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no stage of size 1M"):
         TalkToEveryStage(tmp_path)
+
+
+# --- the label form ----------------------------------------------------------------------------
+
+
+def sheet() -> list[Ranking]:
+    """Three prompts with four, two and three answers."""
+    return [
+        Ranking(Prompt(f"p{k}", "c", "chat", f"What <of> {k}?"), ("x", "y", "z", "w")[:k],
+                (True,) * k, (1,) * k, sources=("sft",) * k)
+        for k in (4, 2, 3)
+    ]  # fmt: skip
+
+
+def test_label_form_makes_rankings_by_mouse() -> None:
+    form = LabelForm(sheet())
+    assert form.rankings == [] and repr(form) == "Label form: 0 of 3 prompts ranked."
+    assert "What &lt;of&gt; 4?" in form.page.value
+    assert [card.layout.display for card in form.cards] == [None] * 4
+    for card, rank in zip(form.cards, (2, 1, 4, 2), strict=True):
+        form.submit.click()  # not before all are ranked
+        assert form.rankings == [] and "give every answer a rank" in form.message.value
+        card.rank.value = rank
+    form.cards[1].rating.value = 7
+    form.note.value = "y is right"
+    form.submit.click()
+    (made,) = form.rankings
+    assert made.ranks == (2, 1, 4, 2) and made.labeler == "you" and made.sources == ("sft",) * 4
+    assert form.labels[0].ratings == (None, 7, None, None) and form.labels[0].note == "y is right"
+    assert form.bar.value == 1 and form.message.value == "1 of 3 ranked"
+    assert [card.layout.display for card in form.cards] == [None, None, "none", "none"]
+    assert form.note.value == "" and len(form.cards[1].rank.options) == 3
+
+
+def test_label_form_takes_digits_and_enter() -> None:
+    form = LabelForm(sheet())
+    for wrong in ("214", "2145", "21x3", "21435"):
+        form.digits.value = wrong
+        assert form.rankings == [] and "type 4 digits" in form.message.value
+    for typed in ("2143", "1 1", "312"):
+        form.digits.value = typed
+        assert form.digits.value == ""
+    assert [r.ranks for r in form.rankings] == [(2, 1, 4, 3), (1, 1), (3, 1, 2)]
+    assert "Thank you: 3 of 3" in form.page.value and form.form.layout.display == "none"
+    form.digits.value = "12"
+    form.send()
+    assert len(form.rankings) == 3
+
+
+def test_label_form_goes_back_and_forgets() -> None:
+    form = LabelForm(sheet())
+    assert form.undo.disabled
+    form.digits.value = "2143"
+    form.skip.click()
+    assert form.place == 2 and len(form.rankings) == 1
+    form.undo.click()
+    form.undo.click()
+    assert form.place == 0 and form.rankings == [] and form.bar.value == 0
+    # What was said still stands in the form, to be mended.
+    assert [card.rank.value for card in form.cards] == [2, 1, 4, 3]
+    form.cards[0].rank.value = 1
+    form.submit.click()
+    assert form.rankings[0].ranks == (1, 1, 4, 3)
+
+
+def test_label_form_leaves_a_picture_where_no_kernel_runs() -> None:
+    form = LabelForm(sheet())
+    bundle = form._repr_mimebundle_()
+    assert bundle["text/plain"] == form.words()
+    assert "What &lt;of&gt; 4?" in bundle["text/html"] and "<b>D</b>" in bundle["text/html"]
+    for typed in ("2143", "12", "312"):
+        form.digits.value = typed
+    assert "Thank you" in form._repr_mimebundle_()["text/html"]
+
+
+@pytest.mark.parametrize("answers", [(), ("x",), tuple("abcdefghij")])
+def test_label_form_wants_answers_to_compare(answers: tuple) -> None:
+    k = len(answers)
+    rows = [Ranking(Prompt("p", "c", "chat", "?"), answers, (True,) * k, (1,) * k)] if k else []
+    with pytest.raises(ValueError, match="2 to 9 answers"):
+        LabelForm(rows)
