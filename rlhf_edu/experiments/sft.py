@@ -1,0 +1,167 @@
+"""What demonstrations buy: how many, how often seen, with how many weights, and instead of them RL.
+
+    python -m rlhf_edu experiment sft [--seeds N]
+
+Every run starts from the shipped 1M base model and answers the same test prompts; a seed draws
+other demonstrations (F4, F7, F46, and the price of labels).
+"""
+
+import copy
+from statistics import mean
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from rlhf_edu import data_folder
+from rlhf_edu.data import Demonstration
+from rlhf_edu.evaluation import Answers, answer_all, bootstrap, labelers_prefer
+from rlhf_edu.experiments import run_grid
+from rlhf_edu.models import SeparateRoles, load_policy, load_scalar_model, load_tokenizer
+from rlhf_edu.ppo import PPOConfig, train_ppo
+from rlhf_edu.pretrain import lm_loss, pack
+from rlhf_edu.reward import score_answers
+from rlhf_edu.sft import SFTConfig, answer_loss, train_sft
+from rlhf_edu.tinyweb.demonstrations import demonstrate
+from rlhf_edu.tinyweb.facts import World
+from rlhf_edu.tinyweb.judge import Judge
+from rlhf_edu.tinyweb.labelers import Population
+from rlhf_edu.tinyweb.pages import web
+from rlhf_edu.tinyweb.prompts import make_prompts
+
+DEMONSTRATIONS = 150
+EPOCHS = 16  # as InstructGPT; the ladder stops after 6
+# How many demonstrations -> how many passes over them: many need fewer.
+COUNTS = {10: 12, 30: 12, 75: 8, 150: 6, 500: 3, 1500: 2}
+RANKS = (1, 2, 4, 8, 32)
+LORA_LR = 1e-2  # a low-rank product starts at zero and wants larger steps than 5e-4
+RL_STEPS, RL_EPISODES = 15, 64
+
+
+class Bench:
+    """A base model, and what is needed to train and to measure it."""
+
+    def __init__(self, seed: int) -> None:
+        models = data_folder() / "models"
+        self.seed, self.world = seed, World(0)
+        self.base = load_policy(models / "base-1M")
+        self.tokenizer = load_tokenizer(models / "base-1M")
+        self.reward_model = load_scalar_model(models / "reward-model-1M")
+        self.judge, self.population = Judge(self.world), Population(self.world)
+        self.test = make_prompts(self.world, "test", 200)
+        self.blocks = pack(self.tokenizer, web(self.world, 300, seed=10_001))
+
+    def demonstrations(self, n: int, split: str = "train") -> list[Demonstration]:
+        """Demonstrations of this seed."""
+        prompts = make_prompts(self.world, split, n, self.seed)
+        return demonstrate(self.world, prompts, self.seed)
+
+    def answers(self, model: PreTrainedModel, temperature: float = 1.0) -> Answers:
+        """What a model says to the test prompts; the same random numbers for every model."""
+        return answer_all(model, self.tokenizer, self.judge, self.test, temperature, seed=7)
+
+    def gold(self, model: PreTrainedModel) -> dict[str, float]:
+        """Gold at temperature 1 and greedy, and the loss on the web."""
+        return {
+            "gold": self.answers(model).mean("gold").mean,
+            "gold_greedy": self.answers(model, 0.0).mean("gold").mean,
+            "web_loss": lm_loss(model, self.blocks),
+        }
+
+
+def over_epochs(seed: int) -> dict[str, Any]:
+    """Losses, and what judge, reward model and labelers say, after each of 16 epochs (F4)."""
+    bench, found = Bench(seed), []
+    model, shown = copy.deepcopy(bench.base), bench.demonstrations(DEMONSTRATIONS)
+    unseen, last, losses = bench.demonstrations(128, "validation"), [0], []
+    firsts: list[Answers] = []
+
+    def look(record: dict[str, Any]) -> None:
+        losses.append(record["loss"])
+        if "validation_loss" not in record:
+            return
+        answers = bench.answers(model)
+        firsts.append(answers)
+        scores = score_answers(
+            bench.reward_model,
+            bench.tokenizer,
+            [prompt.text for prompt in bench.test],
+            answers.texts,
+            answers.ended,
+        )
+        found.append(
+            {
+                "epoch": record["epoch"] + 1,
+                "loss": mean(losses[last[0] :]),
+                "validation_loss": record["validation_loss"],
+                "reward": scores.mean().item(),
+                "labelers": labelers_prefer(bench.population, answers, firsts[0]).mean,
+                **bench.gold(model),
+            }
+        )
+        last[0] = len(losses)
+
+    config = SFTConfig(lr=5e-4, epochs=EPOCHS, seed=seed)
+    train_sft(model, bench.tokenizer, shown, config, look, unseen)
+    before = answer_loss(bench.base, bench.tokenizer, unseen)
+    return {"validation_loss_before": before, "epochs": found}
+
+
+def by_count(n: int, seed: int) -> dict[str, Any]:
+    """Gold after SFT on n demonstrations."""
+    bench = Bench(seed)
+    config = SFTConfig(lr=5e-4, epochs=COUNTS[n], seed=seed)
+    shown = bench.demonstrations(n)
+    model, _ = train_sft(copy.deepcopy(bench.base), bench.tokenizer, shown, config)
+    return bench.gold(model)
+
+
+def by_rank(rank: int, seed: int) -> dict[str, Any]:
+    """Gold after SFT of low-rank additions to all linear layers (F46)."""
+    bench = Bench(seed)
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    model = get_peft_model(copy.deepcopy(bench.base), lora).eval()
+    config = SFTConfig(lr=LORA_LR, epochs=COUNTS[DEMONSTRATIONS], seed=seed)
+    train_sft(model, bench.tokenizer, bench.demonstrations(DEMONSTRATIONS), config)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"trained": trained, **bench.gold(model)}
+
+
+def by_rl_alone(seed: int) -> dict[str, Any]:
+    """Gold of PPO from the base model, without any demonstration (F7)."""
+    bench = Bench(seed)
+    roles = SeparateRoles(policy=bench.base, reward_model=bench.reward_model)
+    found = [{"episodes": 0, **bench.gold(bench.base)}]
+
+    def look(record: dict[str, Any]) -> None:
+        done = record["step"] + 1
+        if done % 5 == 0:
+            found.append({"episodes": done * RL_EPISODES, **bench.gold(roles.policy)})
+
+    config = PPOConfig(
+        steps=RL_STEPS, batch_size=RL_EPISODES, epochs=1, lr=3e-4, beta=0.15, seed=seed
+    )
+    prompts = [p.text for p in make_prompts(bench.world, "train", 3000, seed)]
+    train_ppo(roles, bench.tokenizer, prompts, config, look)
+    return {"steps": found}
+
+
+def run(seeds: int) -> str:
+    """Run what is missing and return the table."""
+    cells: dict[str, Any] = {}
+    for seed in range(seeds):
+        cells[f"epochs seed {seed}"] = lambda seed=seed: over_epochs(seed)
+        for n in COUNTS:
+            cells[f"n {n} seed {seed}"] = lambda n=n, seed=seed: by_count(n, seed)
+        for rank in RANKS:
+            cells[f"rank {rank} seed {seed}"] = lambda r=rank, seed=seed: by_rank(r, seed)
+        cells[f"rl seed {seed}"] = lambda seed=seed: by_rl_alone(seed)
+    found = run_grid("sft", f"python -m rlhf_edu experiment sft --seeds {seeds}", cells)
+    lines = [f"{'run':<12}{'gold':>20}{'greedy':>20}"]
+    for key in [f"n {n}" for n in COUNTS] + [f"rank {r}" for r in RANKS]:
+        rows = [found[f"{key} seed {seed}"] for seed in range(seeds)]
+        numbers = [bootstrap([row[part] for row in rows]) for part in ("gold", "gold_greedy")]
+        lines.append(f"{key:<12}{numbers[0]!s:>20}{numbers[1]!s:>20}")
+    return "\n".join(lines)
