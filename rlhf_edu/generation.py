@@ -42,22 +42,10 @@ class Rollout(Sequences):
         return texts if self.stop is None else [text.split(self.stop)[0] for text in texts]
 
     def rows(self, index: slice | Tensor) -> "Rollout":
-        """Some of the rows, without the columns that are padding in all of them.
-
-        Args:
-            index: a slice, or (N,) row numbers.
-        """
-        mask = self.attention_mask[index]
-        columns = mask.any(0).nonzero().squeeze(1)
-        first, last = int(columns[0]), int(columns[-1]) + 1
-        return replace(
-            self,
-            tokens=self.tokens[index, first:last],
-            attention_mask=mask[:, first:last],
-            prompt_length=self.prompt_length - first,
-            ended=self.ended[index],
-            logprobs=self.logprobs[index, : last - self.prompt_length],
-        )
+        """See `Sequences`."""
+        part = super().rows(index)
+        width = part.response.shape[1]
+        return replace(part, ended=self.ended[index], logprobs=self.logprobs[index, :width])
 
 
 @torch.no_grad()

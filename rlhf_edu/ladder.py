@@ -39,6 +39,7 @@ from rlhf_edu.generation import generate
 from rlhf_edu.losses import best_of_n, best_of_n_kl, penalise_missing_end
 from rlhf_edu.models import (
     SeparateRoles,
+    by_length,
     count_parameters,
     load_policy,
     load_tokenizer,
@@ -72,7 +73,7 @@ class Recipe:
     ppo_prompts: int = 3000
     examples: int = 5  # in the few-shot prefix
     best_of: int = 16
-    test_prompts: int = 768
+    test_prompts: int = 1024
     per_use_case: int = 26
     sft: SFTConfig = SFTConfig(lr=5e-4, epochs=6)
     reward: RewardConfig = RewardConfig(lr=1e-3, batch_size=8, epochs=2)
@@ -433,7 +434,6 @@ def gold_ranks(judge: Judge, ranking: Ranking) -> tuple[int, ...]:
 
 
 @torch.inference_mode()
-def reward_scores(reward_model: Any, rollout: Any, batch: int = 256) -> Tensor:
+def reward_scores(reward_model: Any, rollout: Any) -> Tensor:
     """Scores (B,) of a rollout by the reward model."""
-    parts = [rollout.rows(slice(i, i + batch)) for i in range(0, len(rollout), batch)]
-    return torch.cat([scores(reward_model, p.tokens, p.attention_mask) for p in parts])
+    return by_length(lambda x: scores(reward_model, x.tokens, x.attention_mask), rollout)

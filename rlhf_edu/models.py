@@ -10,7 +10,7 @@ Shapes: B rows, P prompt tokens, R response tokens, T tokens in all, V words of 
 import copy
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -281,10 +281,55 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def rows(self: "Rows", index: slice | Tensor) -> "Rows":
+        """Some of the rows, without the columns that are padding in all of them.
+
+        Args:
+            index: a slice, or (N,) row numbers.
+        """
+        mask = self.attention_mask[index]
+        columns = mask.any(0).nonzero().squeeze(1)
+        first, last = int(columns[0]), int(columns[-1]) + 1
+        return replace(
+            self,
+            tokens=self.tokens[index, first:last],
+            attention_mask=mask[:, first:last],
+            prompt_length=self.prompt_length - first,
+        )
+
     def to(self, device: torch.device | str) -> "Sequences":
         """Return the same sequences on another device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
+
+
+Rows = TypeVar("Rows", bound=Sequences)
+
+
+def by_length(
+    compute: Callable[[Sequences], Tensor], sequences: Sequences, size: int = 16
+) -> Tensor:
+    """Compute something for rows of like length at a time, so that little of it is padding.
+
+    Two thirds of a rollout can be padding, and a CPU pays for it. A GPU gains more from one large
+    batch of one shape, and gets it.
+
+    Args:
+        compute: from n rows to (n,), or to (n, R') for as many response tokens as they have.
+        sequences: B rows, R response tokens.
+        size: rows at a time.
+
+    Returns:
+        (B,) or (B, R), with gradient if `compute` gives one; 0 where all rows were padding.
+    """
+    if sequences.tokens.is_cuda or len(sequences) <= size:
+        return compute(sequences)
+    order = sequences.attention_mask.sum(1).argsort(stable=True)
+    parts = [compute(sequences.rows(rows)) for rows in order.split(size)]
+    width = sequences.response.shape[1]
+    if parts[0].dim() == 2:
+        parts = [nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+    return torch.cat(parts)[order.argsort()]
 
 
 def join(
@@ -352,6 +397,13 @@ def values(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     return scalar_head(model)(_hidden(model, ids, mask)).squeeze(-1).float()
 
 
+def response_values(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """Values (B, R) of a critic before each response token."""
+    # The value after token P - 1 is the one before response token 0: one shift, once.
+    after = values(model, sequences.tokens[:, :-1], sequences.attention_mask[:, :-1])
+    return after[:, sequences.prompt_length - 1 :]
+
+
 # --- the four roles of RLHF --------------------------------------------------------------------
 
 
@@ -409,23 +461,21 @@ class SeparateRoles:
 
     def response_logprobs(self, rollout: Sequences, temperature: float = 1.0) -> Tensor:
         """See `Roles`."""
-        return response_logprobs(self.policy, rollout, temperature)
+        return by_length(lambda x: response_logprobs(self.policy, x, temperature), rollout)
 
     @torch.no_grad()
     def reference_logprobs(self, rollout: Sequences, temperature: float = 1.0) -> Tensor:
         """See `Roles`."""
-        return response_logprobs(self.reference, rollout, temperature)
+        return by_length(lambda x: response_logprobs(self.reference, x, temperature), rollout)
 
     @torch.no_grad()
     def rewards(self, rollout: Sequences) -> Tensor:
         """See `Roles`."""
-        return scores(self.reward_model, rollout.tokens, rollout.attention_mask)
+        return by_length(lambda x: scores(self.reward_model, x.tokens, x.attention_mask), rollout)
 
     def values(self, rollout: Sequences) -> Tensor:
         """See `Roles`."""
-        # The value after token P - 1 is the one before response token 0: one shift, once.
-        after = values(self.critic, rollout.tokens[:, :-1], rollout.attention_mask[:, :-1])
-        return after[:, rollout.prompt_length - 1 :]
+        return by_length(lambda x: response_values(self.critic, x), rollout)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """See `Roles`."""

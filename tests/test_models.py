@@ -1,6 +1,7 @@
 """Models: padding on either side, positions, saving; roles; pretraining and the tokenizer."""
 
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -249,3 +250,32 @@ def test_pretraining_stops_at_nan_and_keeps_what_an_interrupt_leaves() -> None:
     assert len(history) == 2
     with pytest.raises(ValueError, match="lr must be above 0"):
         pretrain.PretrainConfig(lr=0)
+
+
+def test_by_length_changes_neither_values_nor_gradients() -> None:
+    draw = random.Random(0)
+    lengths = [(draw.randint(1, 30), draw.randint(1, 20)) for _ in range(23)]
+    prompts = [[draw.randint(3, 90) for _ in range(n)] for n, _ in lengths]
+    answers = [[draw.randint(3, 90) for _ in range(n)] for _, n in lengths]
+    both, policy = models.join(prompts, answers, 0), tiny.llama()
+    found = {}
+    for size in (4, 100):
+        policy.zero_grad()
+        logprobs = models.by_length(lambda x: models.response_logprobs(policy, x), both, size)
+        (logprobs * both.mask).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters()])
+        found[size] = (logprobs * both.mask).detach(), gradient
+    for ours, plain in zip(found[4], found[100], strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_by_length_pads_less() -> None:
+    seen = []
+
+    def compute(part: models.Sequences) -> torch.Tensor:
+        seen.append(part.tokens.shape)
+        return part.attention_mask.sum(1)
+
+    both = models.join([[5] * n for n in (1, 40, 2, 38)], [[6], [6] * 9, [6], [6] * 8], 0)
+    assert models.by_length(compute, both, 2).tolist() == [2, 49, 3, 46]
+    assert [tuple(shape) for shape in seen] == [(2, 3), (2, 49)]
