@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-EXPERIMENTS = ("sft", "sizes")
+EXPERIMENTS = ("fresh", "sft", "sizes")
 
 
 def _parser() -> argparse.ArgumentParser:
