@@ -1,4 +1,4 @@
-"""The command line: `python -m rlhf_edu ladder | build | chat | experiment | notebooks`."""
+"""The command line: `python -m rlhf_edu ladder | build | chat | experiment | findings | …`."""
 
 import argparse
 import importlib
@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-EXPERIMENTS = ("fresh", "sft", "sizes")
+EXPERIMENTS = ("exact", "fresh", "sft", "sizes")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     experiment = commands.add_parser("experiment", help="a finding over several seeds")
     experiment.add_argument("name", choices=EXPERIMENTS)
     experiment.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
+    commands.add_parser("findings", help="what the papers found, and what happened here")
     books = commands.add_parser("notebooks", help="run the notebooks, or derive editions of them")
     books.add_argument("what", choices=["execute", "handouts", "slides"])
     books.add_argument("names", nargs="*", help="such as 05; default: all of them")
@@ -46,6 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "experiment":
             module = importlib.import_module(f"rlhf_edu.experiments.{options.name}")
             print(module.run(options.seeds))
+        elif options.command == "findings":
+            from rlhf_edu.experiments.findings import findings
+
+            print(findings())
         elif options.command == "notebooks":
             _notebooks(options)
         else:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_edu.experiments import fresh, run_grid
+from rlhf_edu.experiments import above, exact, findings, fresh, over_seeds, run_grid
 
 
 def test_a_grid_goes_on_where_it_was_interrupted(tmp_path):
@@ -37,3 +37,32 @@ def test_table_of_fresh_runs():
     assert "1.00 [0.00, 9.00]" in words  # PPO over SFT
     assert "keeps 90% of PPO's gain and removes 90% of its tax" in words
     assert "60% on average" in words
+
+
+def test_dpo_and_rl_end_at_the_closed_form():
+    found = exact.measure(0)
+    assert found["reference"] > 0.05  # there was a way to go
+    assert found["dpo"] < 1e-6 and found["rl"] < 1e-6
+    assert abs(found["sum_with_wrong_z"] - 1) > 0.1
+
+
+def test_interval_over_seeds_by_hand():
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert found.mean == 2 and found.high == pytest.approx(2 + 4.303 / 3**0.5)
+    assert [above(found, limit) for limit in (-9, 2, 9)] == [
+        "reproduced", "inconclusive", "not reproduced",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="2 to 11 seeds"):
+        over_seeds([1.0])
+
+
+def test_findings_are_judged_from_stored_tables_or_say_how_to_run(monkeypatch, tmp_path):
+    words = findings.findings()
+    assert "verdict: reproduced" in words.split("F38")[1].split("\n\n")[0]
+    monkeypatch.setattr(findings, "data_folder", lambda: tmp_path)
+    assert findings.findings().count("not run: python -m rlhf_edu experiment") >= 4
+
+
+def test_a_finding_can_fail():
+    cell = {"dpo": 0.5, "rl": 0.0, "sum_with_wrong_z": 0.2}
+    assert exact.FINDINGS[0].judge({"seed 0": cell, "seed 1": cell})[1] == "not reproduced"

@@ -7,18 +7,62 @@ grid can be interrupted and goes on where it stopped; a finished grid only print
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from tqdm.auto import tqdm
 
 from rlhf_edu import __version__, data_folder
 from rlhf_edu.data import write_text
+from rlhf_edu.evaluation import Estimate
 
 Cell = Callable[[], dict[str, Any]]
+Cells = dict[str, dict[str, Any]]
+NAMES = ("exact", "fresh", "sft", "sizes")
+# 97.5 % quantiles of Student's t, by degrees of freedom.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim of a paper, and what became of it here.
+
+    Attributes:
+        name: such as "F38".
+        claim: in a few words.
+        paper: its number there, with the source.
+        judge: from the cells of an experiment to our number and a verdict.
+    """
+
+    name: str
+    claim: str
+    paper: str
+    judge: Callable[[Cells], tuple[str, str]]
+
+
+def over_seeds(numbers: Sequence[float]) -> Estimate:
+    """The mean of one number a seed, and its 95 % interval by Student's t.
+
+    Raises:
+        ValueError: there are fewer than two seeds, or more than eleven.
+    """
+    values = np.asarray(numbers, dtype=float)
+    if not 2 <= len(values) <= len(STUDENT) + 1:
+        raise ValueError(f"over_seeds: give 2 to {len(STUDENT) + 1} seeds, not {len(values)}")
+    half = STUDENT[len(values) - 2] * values.std(ddof=1) / len(values) ** 0.5
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+
+
+def above(estimate: Estimate, limit: float = 0.0) -> str:
+    """The verdict on "more than the limit": it takes the whole interval to decide."""
+    if estimate.low > limit:
+        return "reproduced"
+    return "not reproduced" if estimate.high < limit else "inconclusive"
 
 
 def run_grid(

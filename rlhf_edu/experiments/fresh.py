@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from rlhf_edu.evaluation import Estimate, bootstrap
-from rlhf_edu.experiments import run_grid
+from rlhf_edu.experiments import Cells, Finding, over_seeds, run_grid
 from rlhf_edu.ladder import STAGES, Ladder
 
 WORLDS = (1, 2)
@@ -69,3 +69,26 @@ def _ptx(stages: dict[str, Any]) -> tuple[float, float]:
     gain = {name: stages[name]["gold"] - stages["sft"]["gold"] for name in ("ppo", "ppo_ptx")}
     tax = {name: stages[name]["web_loss"] - stages["base"]["web_loss"] for name in gain}
     return gain["ppo_ptx"] / gain["ppo"], 1 - tax["ppo_ptx"] / tax["ppo"]
+
+
+def _ladder(cells: Cells) -> tuple[str, str]:
+    """The strict order, in every gain over the runs."""
+    gains = {
+        f"{a} - {b}": over_seeds([cell["rungs"][f"{a} - {b}"]["mean"] for cell in cells.values()])
+        for a, b in RUNGS[:3]
+    }
+    ours = "gold, " + "; ".join(f"{rung} {gain}" for rung, gain in gains.items())
+    if all(gain.low > 0 for gain in gains.values()):
+        return ours, "reproduced"
+    failed = [rung for rung, gain in gains.items() if gain.high < 0]
+    return ours, f"not reproduced: {failed[0]}" if failed else "inconclusive"
+
+
+FINDINGS = [
+    Finding(
+        "F2",
+        "a few-shot prompt helps, SFT more, PPO most",
+        "175B: InstructGPT over GPT-3 85 ± 3 %, over few-shot GPT-3 71 ± 4 %, of prompts",
+        _ladder,
+    )
+]

@@ -15,7 +15,7 @@ from rlhf_edu import data_folder
 from rlhf_edu.bases import BASES
 from rlhf_edu.data import Ranking, read_rankings
 from rlhf_edu.evaluation import bootstrap, reward_accuracy, win_rate
-from rlhf_edu.experiments import run_grid
+from rlhf_edu.experiments import Cells, Finding, above, run_grid
 from rlhf_edu.ladder import Ladder, Recipe, gold_ranks
 from rlhf_edu.models import count_parameters, load_policy
 
@@ -68,3 +68,23 @@ def run(seeds: int) -> str:
 def _by_prompt(rows: list[dict[str, Any]], key: str) -> list[float]:
     """The mean over seeds of what was measured for each prompt."""
     return np.mean([row[key] for row in rows], axis=0).tolist()
+
+
+def _small_beats_large(cells: Cells) -> tuple[str, str]:
+    sizes = list(BASES)
+    small, large = (
+        [c for k, c in cells.items() if k.startswith(f"{s} ")] for s in (sizes[0], sizes[-1])
+    )
+    wins = win_rate(_by_prompt(small, "sft"), _by_prompt(large, "base"))
+    ratio = large[0]["parameters"] / small[0]["parameters"]
+    return f"win rate {wins} against a base {ratio:.0f} times larger", above(wins, 0.5)
+
+
+FINDINGS = [
+    Finding(
+        "F3",
+        "the smallest tuned model beats the largest base",
+        "1.3B InstructGPT preferred to 175B GPT-3, more than 100 times larger",
+        _small_beats_large,
+    )
+]
