@@ -43,7 +43,7 @@ class RewardConfig:
     Attributes:
         lr: peak learning rate; a cosine to a tenth follows.
         batch_size: prompts per step, each with all of its answers.
-        epochs: one; a reward model that sees a comparison twice learns it by heart.
+        epochs: one or two; a reward model that sees its comparisons often learns them by heart.
         warmup: steps in which the learning rate rises.
         weight_decay: of AdamW.
         max_norm: the gradient is clipped to this norm.
