@@ -232,7 +232,12 @@ class TalkToEveryStage(Panel):
         self.max_new_tokens = max_new_tokens
         self.prompt = ipywidgets.Text(prompt, description="prompt", layout=WIDE)
         self.temperature = ipywidgets.FloatSlider(
-            value=0.0, min=0.0, max=1.5, step=0.1, description="temperature"
+            value=0.0,
+            min=0.0,
+            max=1.5,
+            step=0.1,
+            description="temperature",
+            style={"description_width": "initial"},  # the word is wider than the default
         )
         self.seed = ipywidgets.BoundedIntText(seed, min=0, max=9999, description="seed")
         for control in (self.prompt, self.temperature, self.seed):
@@ -447,4 +452,7 @@ class _AnswerCard(ipywidgets.VBox):
             self.text.value = f"<b>{self.letter}</b><br>{said}"
             places = [(f"rank {n}", n) for n in range(1, len(answers) + 1)]
             self.rank.options = [("rank", None), *places]
-            self.rank.value, self.rating.value = label.ranks[i], label.ratings[i]
+            for box, given in ((self.rank, label.ranks[i]), (self.rating, label.ratings[i])):
+                box.value = given
+                if given is None:
+                    box.index = 0  # or the box would be blank, without its word "rank"

@@ -249,6 +249,12 @@ def test_label_form_makes_rankings_by_mouse() -> None:
     assert form.bar.value == 1 and form.message.value == "1 of 3 ranked"
     assert [card.layout.display for card in form.cards] == [None, None, "none", "none"]
     assert form.note.value == "" and len(form.cards[1].rank.options) == 3
+    # A box in which nothing is chosen says what it is for.
+    assert {(c.rank.label, c.rating.label) for c in form.cards[:2]} == {("rank", "rating")}
+    form.cards[0].rank.index = 1
+    form.cards[0].rank.index = 0
+    form.submit.click()  # a rank taken back is no rank
+    assert len(form.rankings) == 1
 
 
 def test_label_form_takes_digits_and_enter() -> None:
