@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-EXPERIMENTS = ("exact", "fresh", "rl", "sft", "sizes")
+EXPERIMENTS = ("exact", "fresh", "grouping", "rl", "sft", "sizes")
 
 
 def _parser() -> argparse.ArgumentParser:

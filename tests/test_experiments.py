@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import tiny_models as tiny
 
-from rlhf_edu.experiments import above, exact, findings, fresh, over_seeds, run_grid
+from rlhf_edu.experiments import above, exact, findings, fresh, grouping, over_seeds, run_grid
 
 
 def test_a_grid_goes_on_where_it_was_interrupted(tmp_path):
@@ -66,3 +67,12 @@ def test_findings_are_judged_from_stored_tables_or_say_how_to_run(monkeypatch, t
 def test_a_finding_can_fail():
     cell = {"dpo": 0.5, "rl": 0.0, "sum_with_wrong_z": 0.2}
     assert exact.FINDINGS[0].judge({"seed 0": cell, "seed 1": cell})[1] == "not reproduced"
+
+
+def test_split_keeps_every_comparison_and_drops_ties():
+    ranking = tiny.rankings(1, 3)[0]
+    tied = type(ranking)(ranking.prompt, ("a", "b", "c"), (True, False, True), (2, 1, 2), "l")
+    items = grouping.split([tied])
+    assert [item.answers for item in items] == [("b", "a"), ("b", "c")]
+    assert [item.ended for item in items] == [(False, True), (False, True)]
+    assert all(item.ranks == (1, 2) and item.labeler == "l" for item in items)

@@ -23,7 +23,7 @@ from rlhf_edu.evaluation import Estimate
 
 Cell = Callable[[], dict[str, Any]]
 Cells = dict[str, dict[str, Any]]
-NAMES = ("exact", "fresh", "rl", "sft", "sizes")
+NAMES = ("exact", "fresh", "grouping", "rl", "sft", "sizes")
 # 97.5 % quantiles of Student's t, by degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
