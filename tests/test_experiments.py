@@ -62,6 +62,10 @@ def test_findings_are_judged_from_stored_tables_or_say_how_to_run(monkeypatch, t
     assert "verdict: reproduced" in words.split("F38")[1].split("\n\n")[0]
     monkeypatch.setattr(findings, "data_folder", lambda: tmp_path)
     assert findings.findings().count("not run: python -m rlhf_edu experiment") >= 4
+    stored = {"cells": {"a": {}}, "planned": ["a", "b"], "command": "go on"}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "exact.json").write_text(json.dumps(stored))
+    assert "1 of 2 runs are done; go on" in findings.findings()
 
 
 def test_a_finding_can_fail():

@@ -79,6 +79,7 @@ def run_grid(
     path = (folder or data_folder(create=True) / "results") / f"{name}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": {}}
     todo = [key for key in cells if key not in stored["cells"]]
+    stored["planned"] = list(cells)
     for key in tqdm(todo, desc=name, disable=not todo):
         start = time.perf_counter()
         result = cells[key]()

@@ -23,5 +23,9 @@ def _lines(finding: Finding, experiment: str, stored: dict | None) -> str:
     head = f"{finding.name:<5}{finding.claim}\n     paper:   {finding.paper}\n"
     if stored is None:
         return f"{head}     not run: python -m rlhf_edu experiment {experiment}"
+    missing = [key for key in stored["planned"] if key not in stored["cells"]]
+    if missing:
+        done = f"{len(stored['planned']) - len(missing)} of {len(stored['planned'])} runs"
+        return f"{head}     {done} are done; go on: {stored['command']}"
     ours, verdict = finding.judge(stored["cells"])
     return f"{head}     ours:    {ours}\n     verdict: {verdict}\n     {stored['command']}"
