@@ -2,9 +2,9 @@
 
     python -m rlhf_edu experiment grouping [--seeds N]
 
-A reward model learns from 60 prompts with nine ranked answers each: once with all comparisons of a
+A reward model learns from 24 prompts with nine ranked answers each: once with all comparisons of a
 prompt in one batch element, as InstructGPT did, and once with the same comparisons shuffled as
-separate items. A seed takes other prompts of `data/rankings.jsonl`; 100 of its prompts are kept
+separate items. A seed takes other prompts of `data/rankings.jsonl`; 60 of its prompts are kept
 for validation.
 """
 
@@ -18,7 +18,7 @@ from rlhf_edu.experiments import Cells, Finding, above, over_seeds, run_grid
 from rlhf_edu.models import load_policy, load_tokenizer, scalar_model_from
 from rlhf_edu.reward import RewardConfig, train_reward
 
-PROMPTS, ANSWERS, UNSEEN, EPOCHS, BATCH = 60, 9, 100, 8, 4
+PROMPTS, ANSWERS, UNSEEN, EPOCHS, BATCH = 24, 9, 60, 4, 4
 
 
 def split(rankings: list[Ranking]) -> list[Ranking]:
