@@ -3,7 +3,7 @@
     python -m rlhf_edu experiment sft [--seeds N]
 
 Every run starts from the shipped 1M base model and answers the same test prompts; a seed draws
-other demonstrations (F4, F7, F46, and the price of labels).
+other demonstrations (F1, F4, F7, F46, and the price of labels).
 """
 
 import copy
@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from rlhf_edu import data_folder
-from rlhf_edu.data import Demonstration
+from rlhf_edu.data import Demonstration, Prompt
 from rlhf_edu.evaluation import Answers, answer_all, bootstrap, labelers_prefer
 from rlhf_edu.experiments import Cells, Finding, above, over_seeds, run_grid
 from rlhf_edu.models import SeparateRoles, load_policy, load_scalar_model, load_tokenizer
@@ -37,6 +37,7 @@ COUNTS = {10: 12, 30: 12, 75: 8, 150: 6, 500: 3, 1500: 2}
 RANKS = (1, 2, 4, 8, 32)
 LORA_LR = 1e-2  # a low-rank product starts at zero and wants larger steps than 5e-4
 RL_STEPS, RL_EPISODES = 15, 64
+QUESTIONS, SAMPLES = 50, 20  # as often as each of them is answered
 
 
 class Bench:
@@ -129,6 +130,29 @@ def by_rank(rank: int, seed: int) -> dict[str, Any]:
     return {"trained": trained, **bench.gold(model)}
 
 
+def by_answering(seed: int) -> dict[str, Any]:
+    """Of 20 samples for each of 50 questions, the share that answers, before and after SFT (F1)."""
+    bench = Bench(seed)
+    config = SFTConfig(lr=5e-4, epochs=COUNTS[DEMONSTRATIONS], seed=seed)
+    shown = bench.demonstrations(DEMONSTRATIONS)
+    tuned, _ = train_sft(copy.deepcopy(bench.base), bench.tokenizer, shown, config)
+    questions = [prompt for prompt in bench.test if prompt.text.endswith("?")][:QUESTIONS]
+    found: dict[str, Any] = {"questions": len(questions)}
+    for name, model in (("base", bench.base), ("sft", tuned)):
+        often = [prompt for prompt in questions for _ in range(SAMPLES)]
+        said = answer_all(model, bench.tokenizer, bench.judge, often, seed=seed)
+        pairs = zip(often, said.texts, strict=True)
+        found[name] = mean(_answers(bench.judge, prompt, text) for prompt, text in pairs)
+    return found
+
+
+def _answers(judge: Judge, prompt: Prompt, text: str) -> bool:
+    """Whether the first line helps, or states, rightly or wrongly, what was asked for."""
+    verdict = judge(prompt, text.strip().split("\n")[0])
+    asked = prompt.task.subject, prompt.task.attribute
+    return verdict.helpful >= 0.5 or asked in [(c.subject, c.attribute) for c in verdict.claims]
+
+
 def by_rl_alone(seed: int) -> dict[str, Any]:
     """Gold of PPO from the base model, without any demonstration (F7)."""
     bench = Bench(seed)
@@ -157,6 +181,7 @@ def run(seeds: int) -> str:
             cells[f"n {n} seed {seed}"] = lambda n=n, seed=seed: by_count(n, seed)
         for rank in RANKS:
             cells[f"rank {rank} seed {seed}"] = lambda r=rank, seed=seed: by_rank(r, seed)
+        cells[f"answering seed {seed}"] = lambda seed=seed: by_answering(seed)
         cells[f"rl seed {seed}"] = lambda seed=seed: by_rl_alone(seed)
     found = run_grid("sft", f"python -m rlhf_edu experiment sft --seeds {seeds}", cells)
     lines = [f"{'run':<12}{'gold':>20}{'greedy':>20}"]
@@ -170,6 +195,15 @@ def run(seeds: int) -> str:
 def _each(cells: Cells, key: str) -> list[dict[str, Any]]:
     """The cells of one kind, one a seed."""
     return [cell for name, cell in cells.items() if name.startswith(f"{key} seed")]
+
+
+def _continues(cells: Cells) -> tuple[str, str]:
+    runs = _each(cells, "answering")
+    base, tuned = (over_seeds([cell[name] for cell in runs]) for name in ("base", "sft"))
+    ours = f"answer rate {base} before SFT, {tuned} after it"
+    if base.high < 0.5 and tuned.low > 0.9:
+        return ours, "reproduced"
+    return ours, "not reproduced" if base.low > 0.5 or tuned.high < 0.9 else "inconclusive"
 
 
 def _loss_and_preference(cells: Cells) -> tuple[str, str]:
@@ -209,6 +243,12 @@ def _ranks(cells: Cells) -> tuple[str, str]:
 
 
 FINDINGS = [
+    Finding(
+        "F1",
+        "a base model continues a question, a tuned one answers it",
+        "GPT-3 in words and pictures only (InstructGPT Fig. 8)",
+        _continues,
+    ),
     Finding(
         "F4",
         "SFT over-fits the loss, but not the preference",
