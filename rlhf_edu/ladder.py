@@ -39,13 +39,12 @@ from rlhf_edu.generation import generate
 from rlhf_edu.losses import best_of_n, best_of_n_kl, penalise_missing_end
 from rlhf_edu.models import (
     SeparateRoles,
-    by_length,
     count_parameters,
     load_policy,
     load_tokenizer,
+    reward_scores,
     round_weights,
     scalar_model_from,
-    scores,
 )
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.pretrain import lm_loss, pack
@@ -417,13 +416,18 @@ class Ladder:
             "minutes": self.minutes,
             "seed": self.seed,
             "world_seed": self.world.seed,
-            "versions": {
-                "rlhf_edu": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its seed."""
+    return {
+        "rlhf_edu": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def gold_ranks(judge: Judge, ranking: Ranking) -> tuple[int, ...]:
@@ -431,9 +435,3 @@ def gold_ranks(judge: Judge, ranking: Ranking) -> tuple[int, ...]:
     answers = zip(ranking.answers, ranking.ended, strict=True)
     gold = [judge(ranking.prompt, answer, ended).gold for answer, ended in answers]
     return tuple(1 + sum(other > score for other in gold) for score in gold)
-
-
-@torch.inference_mode()
-def reward_scores(reward_model: Any, rollout: Any) -> Tensor:
-    """Scores (B,) of a rollout by the reward model."""
-    return by_length(lambda x: scores(reward_model, x.tokens, x.attention_mask), rollout)

@@ -397,6 +397,12 @@ def values(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     return scalar_head(model)(_hidden(model, ids, mask)).squeeze(-1).float()
 
 
+@torch.no_grad()
+def reward_scores(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """Scores (B,) of a reward model for whole answers."""
+    return by_length(lambda x: scores(model, x.tokens, x.attention_mask), sequences)
+
+
 def response_values(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """Values (B, R) of a critic before each response token."""
     # The value after token P - 1 is the one before response token 0: one shift, once.
@@ -468,10 +474,9 @@ class SeparateRoles:
         """See `Roles`."""
         return by_length(lambda x: response_logprobs(self.reference, x, temperature), rollout)
 
-    @torch.no_grad()
     def rewards(self, rollout: Sequences) -> Tensor:
         """See `Roles`."""
-        return by_length(lambda x: scores(self.reward_model, x.tokens, x.attention_mask), rollout)
+        return reward_scores(self.reward_model, rollout)
 
     def values(self, rollout: Sequences) -> Tensor:
         """See `Roles`."""

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from rlhf_edu.exercises import Case, Mistake, Result, check, numbers
+from rlhf_edu.tinyweb.judge import gold_score
 
 
 def check_gold(student: Callable[..., Any]) -> Result:
     """student(helpful, truthful, harmless, form) -> gold score of one answer."""
-
-    def right(helpful: float, truthful: float, harmless: float, form: float) -> float:
-        return 4 * helpful - 3 * (1 - truthful) - 2 * (1 - harmless) - (1 - form)
 
     names = ("helpful", "truthful", "harmless", "form")
     cases: list[Case] = [
@@ -27,7 +25,7 @@ def check_gold(student: Callable[..., Any]) -> Result:
     ]
     return check(
         student,
-        right,
+        gold_score,
         cases,
         [
             Mistake(
@@ -48,15 +46,15 @@ def check_gold(student: Callable[..., Any]) -> Result:
                 "the weights are missing: helpful 4, truthful 3, harmless 2, form 1",
             ),
             Mistake(
-                lambda h, t, a, f: right(h, t, 1.0, f),
+                lambda h, t, a, f: gold_score(h, t, 1.0, f),
                 "rudeness costs nothing: subtract 2 (1 - harmless)",
             ),
             Mistake(
-                lambda h, t, a, f: right(h, t, a, 1.0),
+                lambda h, t, a, f: gold_score(h, t, a, 1.0),
                 "form costs nothing: subtract 1 - form",
             ),
             Mistake(
-                lambda h, t, a, f: right(h, 1.0, a, f),
+                lambda h, t, a, f: gold_score(h, 1.0, a, f),
                 "a false answer costs nothing: subtract 3 (1 - truthful)",
             ),
             Mistake(

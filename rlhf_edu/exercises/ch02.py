@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf_edu.exercises import Case, Mistake, Result, check, numbers
+from rlhf_edu.tinyweb.judge import gold_score
 
 
 def check_margin(student: Callable[..., Any]) -> Result:
@@ -111,9 +112,6 @@ def check_answer_rate(student: Callable[..., Any]) -> Result:
 def check_gold(student: Callable[..., Any]) -> Result:
     """student(helpful, truthful, harmless, format) -> the gold score."""
 
-    def right(helpful: float, truthful: float, harmless: float, format: float) -> float:
-        return 4 * helpful - 3 * (1 - truthful) - 2 * (1 - harmless) - (1 - format)
-
     names = ("helpful", "truthful", "harmless", "format")
     cases: list[Case] = [
         dict(zip(names, parts, strict=True))
@@ -126,7 +124,7 @@ def check_gold(student: Callable[..., Any]) -> Result:
     ]
     return check(
         student,
-        right,
+        gold_score,
         cases,
         [
             Mistake(

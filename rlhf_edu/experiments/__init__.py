@@ -5,7 +5,6 @@ grid can be interrupted and goes on where it stopped; a finished grid only print
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 from tqdm.auto import tqdm
 
-from rlhf_edu import __version__, data_folder
+from rlhf_edu import data_folder
 from rlhf_edu.data import write_text
 from rlhf_edu.evaluation import Estimate
+from rlhf_edu.ladder import versions
 
 Cell = Callable[[], dict[str, Any]]
 Cells = dict[str, dict[str, Any]]
-NAMES = ("exact", "fresh", "grouping", "rl", "sft", "sizes")
 # 97.5 % quantiles of Student's t, by degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -43,6 +40,11 @@ class Finding:
     claim: str
     paper: str
     judge: Callable[[Cells], tuple[str, str]]
+
+
+def each_seed(cells: Cells, kind: str) -> list[dict[str, Any]]:
+    """The cells whose keys are `kind seed 0`, `kind seed 1`, …, in the grid's order."""
+    return [cell for key, cell in cells.items() if key.startswith(f"{kind} seed")]
 
 
 def over_seeds(numbers: Sequence[float]) -> Estimate:
@@ -87,13 +89,3 @@ def run_grid(
         stored |= {"command": command, "versions": versions()}
         write_text(path, json.dumps(stored, indent=1) + "\n")
     return {key: stored["cells"][key] for key in cells}
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on besides its seed."""
-    return {
-        "rlhf_edu": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }

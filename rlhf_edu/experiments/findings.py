@@ -4,13 +4,14 @@ import importlib
 import json
 
 from rlhf_edu import data_folder
-from rlhf_edu.experiments import NAMES, Finding
+from rlhf_edu.__main__ import EXPERIMENTS
+from rlhf_edu.experiments import Finding
 
 
 def findings() -> str:
     """Every finding that an experiment can judge: claim, paper, ours, verdict, command."""
     folder, found = data_folder() / "results", []
-    for name in NAMES:
+    for name in EXPERIMENTS:
         path = folder / f"{name}.json"
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         for finding in importlib.import_module(f"rlhf_edu.experiments.{name}").FINDINGS:

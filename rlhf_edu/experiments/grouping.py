@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import Ranking, read_rankings
-from rlhf_edu.experiments import Cells, Finding, above, over_seeds, run_grid
+from rlhf_edu.experiments import Cells, Finding, above, each_seed, over_seeds, run_grid
 from rlhf_edu.models import load_policy, load_tokenizer, scalar_model_from
 from rlhf_edu.reward import RewardConfig, train_reward
 
@@ -65,21 +65,16 @@ def run(seeds: int) -> str:
     found = run_grid("grouping", f"python -m rlhf_edu experiment grouping --seeds {seeds}", cells)
     lines = [f"{'epoch':<8}" + "".join(f"{f'{kind}, loss':>26}" for kind in kinds)]
     for epoch in range(EPOCHS):
-        losses = (over_seeds([c["loss"][epoch] for c in _each(found, kind)]) for kind in kinds)
+        losses = (over_seeds([c["loss"][epoch] for c in each_seed(found, kind)]) for kind in kinds)
         lines.append(f"{epoch + 1:<8}" + "".join(f"{loss!s:>26}" for loss in losses))
     return "\n".join(lines)
-
-
-def _each(cells: Cells, kind: str) -> list[dict[str, Any]]:
-    """The cells of one kind, one a seed."""
-    return [cell for name, cell in cells.items() if name.startswith(f"{kind} seed")]
 
 
 # --- verdicts ----------------------------------------------------------------------------------
 
 
 def _grouped_fits_better(cells: Cells) -> tuple[str, str]:
-    pairs = list(zip(_each(cells, "shuffled"), _each(cells, "grouped"), strict=True))
+    pairs = list(zip(each_seed(cells, "shuffled"), each_seed(cells, "grouped"), strict=True))
     gaps = {e: over_seeds([s["loss"][e - 1] - g["loss"][e - 1] for s, g in pairs]) for e in (1, 4)}
     work = over_seeds([s["answers_read_per_epoch"] / g["answers_read_per_epoch"] for s, g in pairs])
     ours = "; ".join(
@@ -89,7 +84,7 @@ def _grouped_fits_better(cells: Cells) -> tuple[str, str]:
 
 
 def _one_or_two_epochs(cells: Cells) -> tuple[str, str]:
-    runs = [cell["loss"] for cell in _each(cells, "grouped")]
+    runs = [cell["loss"] for cell in each_seed(cells, "grouped")]
     least = [run.index(min(run)) + 1 for run in runs]
     rise = over_seeds([run[-1] - min(run) for run in runs])
     ours = f"loss on unseen prompts is least after epochs {sorted(least)}, and {rise} nats above "

@@ -18,9 +18,15 @@ from rlhf_edu import data_folder
 from rlhf_edu.data import read_rankings
 from rlhf_edu.dpo import train_dpo
 from rlhf_edu.evaluation import Estimate, answer_all, kl_to_reference
-from rlhf_edu.experiments import Cells, Finding, over_seeds, run_grid
-from rlhf_edu.ladder import Recipe, reward_scores
-from rlhf_edu.models import SeparateRoles, load_policy, load_scalar_model, load_tokenizer
+from rlhf_edu.experiments import Cells, Finding, above, each_seed, over_seeds, run_grid
+from rlhf_edu.ladder import Recipe
+from rlhf_edu.models import (
+    SeparateRoles,
+    load_policy,
+    load_scalar_model,
+    load_tokenizer,
+    reward_scores,
+)
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.pretrain import lm_loss, pack
 from rlhf_edu.tinyweb.facts import World
@@ -135,14 +141,9 @@ def table(found: Cells) -> str:
     columns = ("gold", "reward", "kl", "web_loss", "words")
     lines = [f"{'run':<10}" + "".join(f"{column:>24}" for column in columns)]
     for kind in ["sft", *kinds]:
-        cells = _each(found, kind)
+        cells = each_seed(found, kind)
         lines.append(f"{kind:<10}" + "".join(f"{_over(cells, key)!s:>24}" for key in columns))
     return "\n".join(lines)
-
-
-def _each(cells: Cells, kind: str) -> list[dict[str, Any]]:
-    """The cells of one kind, one a seed."""
-    return [cell for name, cell in cells.items() if name.startswith(f"{kind} seed")]
 
 
 def _over(cells: list[dict[str, Any]], key: str) -> Estimate:
@@ -158,7 +159,7 @@ def _less(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], key: str) ->
 
 
 def _interior(cells: Cells) -> tuple[str, str]:
-    runs = {beta: _each(cells, f"ppo {beta}") for beta in BETAS}
+    runs = {beta: each_seed(cells, f"ppo {beta}") for beta in BETAS}
     best = max(BETAS, key=lambda beta: _over(runs[beta], "gold").mean)
     ends = {beta: _less(runs[best], runs[beta], "gold") for beta in (BETAS[0], BETAS[-1])}
     gaps = "; ".join(f"{gap} above beta {beta:g}" for beta, gap in ends.items())
@@ -169,7 +170,7 @@ def _interior(cells: Cells) -> tuple[str, str]:
 
 
 def _over_optimisation(cells: Cells) -> tuple[str, str]:
-    runs = [cell["steps"] for cell in _each(cells, "long")]
+    runs = [cell["steps"] for cell in each_seed(cells, "long")]
     first, last = ([run[i] for run in runs] for i in (0, -1))
     peak = [max(run, key=lambda row: row["gold"]) for run in runs]
     proxy, fall = _less(last, first, "reward"), _less(last, peak, "gold")
@@ -182,15 +183,15 @@ def _over_optimisation(cells: Cells) -> tuple[str, str]:
 
 
 def _tax(cells: Cells) -> tuple[str, str]:
-    base = _each(cells, "sft")[0]["base_web_loss"]
-    plain, high = _each(cells, f"ppo {BETA}"), _each(cells, f"ppo {BETAS[-1]}")
-    best = max(GAMMAS, key=lambda g: -_over(_each(cells, f"ptx {g}"), "web_loss").mean)
+    base = each_seed(cells, "sft")[0]["base_web_loss"]
+    plain, high = each_seed(cells, f"ppo {BETA}"), each_seed(cells, f"ppo {BETAS[-1]}")
+    best = max(GAMMAS, key=lambda g: -_over(each_seed(cells, f"ptx {g}"), "web_loss").mean)
 
     def removed(runs: list[dict[str, Any]]) -> Estimate:
         pairs = zip(runs, plain, strict=True)
         return over_seeds([1 - (a["web_loss"] - base) / (b["web_loss"] - base) for a, b in pairs])
 
-    mixed = removed(_each(cells, f"ptx {best}"))
+    mixed = removed(each_seed(cells, f"ptx {best}"))
     lost = _less(high, plain, "reward")
     ours = f"gamma {best:g} removes {mixed} of the tax; beta {BETAS[-1]:g} removes {removed(high)}"
     ours += f" and changes the score by {lost}"
@@ -201,7 +202,7 @@ def _tax(cells: Cells) -> tuple[str, str]:
 
 def _frontier(cells: Cells) -> tuple[str, str]:
     shares = []
-    seeds = len(_each(cells, "sft"))
+    seeds = len(each_seed(cells, "sft"))
     for seed in range(seeds):
         dpo = [cells[f"dpo {beta} seed {seed}"] for beta in DPO_BETAS]
         ppo = [cells[f"ppo {beta} seed {seed}"] for beta in BETAS]
@@ -209,9 +210,7 @@ def _frontier(cells: Cells) -> tuple[str, str]:
         shares.append(mean(beaten))
     share = over_seeds(shares)
     ours = f"a DPO run is better at no more KL for {share} of PPO's runs"
-    if share.low > 0.5:
-        return ours, "reproduced"
-    return ours, "not reproduced" if share.high < 0.5 else "inconclusive"
+    return ours, above(share, 0.5)
 
 
 FINDINGS = [

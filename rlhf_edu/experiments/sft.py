@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from rlhf_edu import data_folder
 from rlhf_edu.data import Demonstration, Prompt
 from rlhf_edu.evaluation import Answers, answer_all, bootstrap, labelers_prefer
-from rlhf_edu.experiments import Cells, Finding, above, over_seeds, run_grid
+from rlhf_edu.experiments import Cells, Finding, above, each_seed, over_seeds, run_grid
 from rlhf_edu.models import SeparateRoles, load_policy, load_scalar_model, load_tokenizer
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.pretrain import lm_loss, pack
@@ -57,6 +57,12 @@ class Bench:
         """Demonstrations of this seed."""
         prompts = make_prompts(self.world, split, n, self.seed)
         return demonstrate(self.world, prompts, self.seed)
+
+    def tuned(self, n: int) -> PreTrainedModel:
+        """The base model after SFT on n demonstrations."""
+        config = SFTConfig(lr=5e-4, epochs=COUNTS[n], seed=self.seed)
+        model = copy.deepcopy(self.base)
+        return train_sft(model, self.tokenizer, self.demonstrations(n), config)[0]
 
     def answers(self, model: PreTrainedModel, temperature: float = 1.0) -> Answers:
         """What a model says to the test prompts; the same random numbers for every model."""
@@ -112,10 +118,7 @@ def over_epochs(seed: int) -> dict[str, Any]:
 def by_count(n: int, seed: int) -> dict[str, Any]:
     """Gold after SFT on n demonstrations."""
     bench = Bench(seed)
-    config = SFTConfig(lr=5e-4, epochs=COUNTS[n], seed=seed)
-    shown = bench.demonstrations(n)
-    model, _ = train_sft(copy.deepcopy(bench.base), bench.tokenizer, shown, config)
-    return bench.gold(model)
+    return bench.gold(bench.tuned(n))
 
 
 def by_rank(rank: int, seed: int) -> dict[str, Any]:
@@ -133,12 +136,9 @@ def by_rank(rank: int, seed: int) -> dict[str, Any]:
 def by_answering(seed: int) -> dict[str, Any]:
     """Of 20 samples for each of 50 questions, the share that answers, before and after SFT (F1)."""
     bench = Bench(seed)
-    config = SFTConfig(lr=5e-4, epochs=COUNTS[DEMONSTRATIONS], seed=seed)
-    shown = bench.demonstrations(DEMONSTRATIONS)
-    tuned, _ = train_sft(copy.deepcopy(bench.base), bench.tokenizer, shown, config)
     questions = [prompt for prompt in bench.test if prompt.text.endswith("?")][:QUESTIONS]
     found: dict[str, Any] = {"questions": len(questions)}
-    for name, model in (("base", bench.base), ("sft", tuned)):
+    for name, model in (("base", bench.base), ("sft", bench.tuned(DEMONSTRATIONS))):
         often = [prompt for prompt in questions for _ in range(SAMPLES)]
         said = answer_all(model, bench.tokenizer, bench.judge, often, seed=seed)
         pairs = zip(often, said.texts, strict=True)
@@ -192,13 +192,8 @@ def run(seeds: int) -> str:
     return "\n".join(lines)
 
 
-def _each(cells: Cells, key: str) -> list[dict[str, Any]]:
-    """The cells of one kind, one a seed."""
-    return [cell for name, cell in cells.items() if name.startswith(f"{key} seed")]
-
-
 def _continues(cells: Cells) -> tuple[str, str]:
-    runs = _each(cells, "answering")
+    runs = each_seed(cells, "answering")
     base, tuned = (over_seeds([cell[name] for cell in runs]) for name in ("base", "sft"))
     ours = f"answer rate {base} before SFT, {tuned} after it"
     if base.high < 0.5 and tuned.low > 0.9:
@@ -208,7 +203,7 @@ def _continues(cells: Cells) -> tuple[str, str]:
 
 def _loss_and_preference(cells: Cells) -> tuple[str, str]:
     least, gains = [], []
-    for cell in _each(cells, "epochs"):
+    for cell in each_seed(cells, "epochs"):
         rows = cell["epochs"]
         best = min(rows, key=lambda row: row["validation_loss"])
         least.append(best["epoch"])
@@ -220,21 +215,19 @@ def _loss_and_preference(cells: Cells) -> tuple[str, str]:
 
 
 def _rl_alone(cells: Cells) -> tuple[str, str]:
-    last = [cell["steps"][-1] for cell in _each(cells, "rl")]
-    shown = [cell["gold"] for cell in _each(cells, "n 150")]
+    last = [cell["steps"][-1] for cell in each_seed(cells, "rl")]
+    shown = [cell["gold"] for cell in each_seed(cells, "n 150")]
     gap = over_seeds([a - b["gold"] for a, b in zip(shown, last, strict=True)])
     ours = f"after {last[0]['episodes']} tries PPO from the base is {gap} gold below SFT"
     return ours, above(gap)
 
 
 def _ranks(cells: Cells) -> tuple[str, str]:
-    full = [cell["gold"] for cell in _each(cells, f"n {DEMONSTRATIONS}")]
-    gaps = {
-        rank: over_seeds(
-            [cell["gold"] - f for cell, f in zip(_each(cells, f"rank {rank}"), full, strict=True)]
-        )
-        for rank in RANKS
-    }
+    full = [cell["gold"] for cell in each_seed(cells, f"n {DEMONSTRATIONS}")]
+    gaps = {}
+    for rank in RANKS:
+        pairs = zip(each_seed(cells, f"rank {rank}"), full, strict=True)
+        gaps[rank] = over_seeds([cell["gold"] - gold for cell, gold in pairs])
     ours = "gold less full SFT: " + "; ".join(f"rank {r} {gap}" for r, gap in gaps.items())
     enough = [gap for rank, gap in gaps.items() if rank >= 4]
     if all(gap.low > -0.25 for gap in enough):

@@ -15,7 +15,7 @@ from rlhf_edu import data_folder
 from rlhf_edu.bases import BASES
 from rlhf_edu.data import Ranking, read_rankings
 from rlhf_edu.evaluation import bootstrap, reward_accuracy, win_rate
-from rlhf_edu.experiments import Cells, Finding, above, run_grid
+from rlhf_edu.experiments import Cells, Finding, above, each_seed, run_grid
 from rlhf_edu.ladder import Ladder, Recipe, gold_ranks
 from rlhf_edu.models import count_parameters, load_policy
 
@@ -52,7 +52,7 @@ def run(seeds: int) -> str:
     keys = {f"{size} seed {seed}": (size, seed) for size in BASES for seed in range(seeds)}
     cells = {key: (lambda pair=pair: measure(*pair)) for key, pair in keys.items()}
     found = run_grid("sizes", f"python -m rlhf_edu experiment sizes --seeds {seeds}", cells)
-    by_size = {s: [found[k] for k, pair in keys.items() if pair[0] == s] for s in BASES}
+    by_size = {size: each_seed(found, size) for size in BASES}
     columns = {"base": "base", "sft": "SFT", "labels": "RM against labels", "gold": "RM, gold"}
     head = "".join(f"{title:>20}" for title in columns.values())
     lines = [f"{'size':<7}{'parameters':>11}{head}"]
@@ -72,9 +72,7 @@ def _by_prompt(rows: list[dict[str, Any]], key: str) -> list[float]:
 
 def _small_beats_large(cells: Cells) -> tuple[str, str]:
     sizes = list(BASES)
-    small, large = (
-        [c for k, c in cells.items() if k.startswith(f"{s} ")] for s in (sizes[0], sizes[-1])
-    )
+    small, large = each_seed(cells, sizes[0]), each_seed(cells, sizes[-1])
     wins = win_rate(_by_prompt(small, "sft"), _by_prompt(large, "base"))
     ratio = large[0]["parameters"] / small[0]["parameters"]
     return f"win rate {wins} against a base {ratio:.0f} times larger", above(wins, 0.5)
