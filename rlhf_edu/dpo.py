@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Ranking
-from rlhf_edu.losses import dpo_loss, ipo_loss, length_normalised_dpo_loss, masked_sum
-from rlhf_edu.models import Sequences, encode_answer, encode_prompt, join, response_logprobs
+from rlhf_edu.groups import Group, answer_logprobs, make_group
+from rlhf_edu.losses import dpo_loss, ipo_loss, length_normalised_dpo_loss
 from rlhf_edu.training import (
     OnStep,
     Record,
@@ -89,39 +89,6 @@ class DPOConfig:
             raise ValueError('DPOConfig: label_smoothing is for loss="dpo"; set it to 0')
 
 
-@dataclass(frozen=True)
-class Group:
-    """One prompt with its K answers as token ids, and its pairs (chosen, rejected) as indices."""
-
-    prompt: list[int]
-    answers: list[list[int]]
-    pairs: list[tuple[int, int]]
-
-
-def make_group(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, limit: int = 64) -> Group:
-    """Encode a ranking; every two answers that are not tied make a pair."""
-    answers = []
-    for text, ended in zip(ranking.answers, ranking.ended, strict=True):
-        ids = encode_answer(tokenizer, text, ended)
-        # A policy has to predict something: an empty answer that was cut off has no token.
-        answers.append((ids if ended else ids[:limit]) or [tokenizer.eos_token_id])
-    k, ranks = len(answers), ranking.ranks
-    pairs = [(i, j) for i in range(k) for j in range(k) if ranks[i] < ranks[j]]
-    return Group(encode_prompt(tokenizer, ranking.prompt.text), answers, pairs)
-
-
-def _join(groups: Sequence[Group], pad_id: int) -> tuple[Sequences, Tensor, Tensor]:
-    """All answers as sequences (rows), and rows of the chosen and of the rejected answers (N,)."""
-    prompts = [group.prompt for group in groups for _ in group.answers]
-    answers = [answer for group in groups for answer in group.answers]
-    pairs, first = [], 0
-    for group in groups:
-        pairs += [(first + chosen, first + rejected) for chosen, rejected in group.pairs]
-        first += len(group.answers)
-    chosen, rejected = torch.tensor(pairs).unbind(1)
-    return join(prompts, answers, pad_id), chosen, rejected
-
-
 def make_groups(
     tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking], max_answer_tokens: int = 64
 ) -> list[Group]:
@@ -147,41 +114,48 @@ def reference_sums(
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     groups: Sequence[Group],
-    batch_size: int = 16,
+    batch_size: int = 64,
 ) -> list[Tensor]:
     """Log-probs of whole answers under the reference, nats: one tensor (K,) for each group."""
-    order = sorted(range(len(groups)), key=lambda i: len(groups[i].prompt))
-    result: list[Tensor] = [torch.empty(0)] * len(groups)
-    for start in range(0, len(groups), batch_size):
-        part = order[start : start + batch_size]
-        rows, _, _ = _join([groups[i] for i in part], tokenizer.pad_token_id)
-        rows = rows.to(reference.device)
-        sums = masked_sum(response_logprobs(reference, rows), rows.mask)
-        pieces = sums.split([len(groups[i].answers) for i in part])
-        for i, piece in zip(part, pieces, strict=True):
-            result[i] = piece.clone()
-    return result
+    pad_id, parts = tokenizer.pad_token_id, range(0, len(groups), batch_size)
+    found = (answer_logprobs(reference, groups[i : i + batch_size], pad_id) for i in parts)
+    return [sums(answers) for part in found for answers in part]
+
+
+def sums(answers: Sequence[Tensor]) -> Tensor:
+    """Log-probs (K,) of whole answers, nats, from those of their tokens."""
+    return torch.stack([logprobs.sum() for logprobs in answers])
 
 
 def _pair_sums(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: list[Group], theirs: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Log-probs of pairs (N,): policy chosen, rejected, reference chosen, rejected; lengths."""
-    rows, chosen, rejected = _join(part, tokenizer.pad_token_id)
-    rows = rows.to(policy.device)
-    ours, lengths = masked_sum(response_logprobs(policy, rows), rows.mask), rows.mask.sum(1)
-    sums = [ours[chosen], ours[rejected], theirs[chosen], theirs[rejected]]
-    return sums, [lengths[chosen], lengths[rejected]]
+    answers = sum(answer_logprobs(policy, part, tokenizer.pad_token_id), [])
+    ours = sums(answers)
+    lengths = torch.tensor(list(map(len, answers)), device=ours.device)
+    chosen, rejected = _pair_rows(part)
+    pairs = [ours[chosen], ours[rejected], theirs[chosen], theirs[rejected]]
+    return pairs, [lengths[chosen], lengths[rejected]]
+
+
+def _pair_rows(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """Which answers of all groups are chosen, and which rejected, in every pair (N,)."""
+    pairs, first = [], 0
+    for group in groups:
+        pairs += [(first + chosen, first + rejected) for chosen, rejected in group.pairs]
+        first += len(group.answers)
+    return torch.tensor(pairs).unbind(1)
 
 
 def _preference_loss(
-    config: DPOConfig, sums: list[Tensor], lengths: list[Tensor]
+    config: DPOConfig, pairs: list[Tensor], lengths: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     if config.loss == "ipo":
-        return ipo_loss(*sums, config.beta)
+        return ipo_loss(*pairs, config.beta)
     if config.loss == "length-normalised":
-        return length_normalised_dpo_loss(*sums, *lengths, config.beta)
-    return dpo_loss(*sums, config.beta, config.label_smoothing)
+        return length_normalised_dpo_loss(*pairs, *lengths, config.beta)
+    return dpo_loss(*pairs, config.beta, config.label_smoothing)
 
 
 @torch.no_grad()
@@ -202,16 +176,16 @@ def check_step_0(
         RuntimeError: it is not so; the message names likely causes.
     """
     # 1. Are the policy's log-probs right?
-    rows, _, _ = _join(part, tokenizer.pad_token_id)
     answers = [(group.prompt, answer) for group in part for answer in group.answers]
-    check_logprobs(policy, rows.to(policy.device), answers)
+    pad_id = tokenizer.pad_token_id
+    check_logprobs(policy, lambda: sum(answer_logprobs(policy, part, pad_id), []), answers)
     # 2. Are they the reference's?
-    sums, lengths = _pair_sums(policy, tokenizer, part, theirs)
-    loss, up, down = _preference_loss(config, sums, lengths)
+    pairs, lengths = _pair_sums(policy, tokenizer, part, theirs)
+    loss, up, down = _preference_loss(config, pairs, lengths)
     found = f"loss {loss.item():.4f}, margin {(up - down).mean().item():.2g}"
     if not config.same_start:
         return {"step_0": f"ok: policy and reference need not be the same; {found}"}
-    ours, references = torch.cat(sums[:2]), torch.cat(sums[2:])
+    ours, references = torch.cat(pairs[:2]), torch.cat(pairs[2:])
     per_token, limit = torch.cat(lengths), step_0_tolerance(policy)
     why = (
         "both must start as the same model, with dropout off and the same temperature, template "
@@ -254,7 +228,7 @@ def train_dpo(
     """
     config = config or DPOConfig()
     groups = make_groups(tokenizer, rankings, config.max_answer_tokens)
-    sizes = [len(group.prompt) + max(map(len, group.answers)) for group in groups]
+    sizes = [group.longest for group in groups]
     require_sound(policy, "train_dpo", max(sizes))
     require_sound(reference, "train_dpo", max(sizes))
     # The reference never changes: one pass over the data before training is all it has to do.
@@ -266,14 +240,14 @@ def train_dpo(
     start = started(history)
     with contextlib.suppress(KeyboardInterrupt):
         for epoch, chosen in plan[len(history) :]:
-            # 1. Log-probs of chosen and rejected answers, in one forward pass.
+            # 1. Log-probs of all answers; each is read once, whatever the number of its pairs.
             step, part = len(history), [groups[i] for i in chosen]
             refs = torch.cat([references[i] for i in chosen])
             note = saved.note(step) if step else check_step_0(policy, tokenizer, part, refs, config)
-            sums, lengths = _pair_sums(policy, tokenizer, part, refs)
+            pairs, lengths = _pair_sums(policy, tokenizer, part, refs)
 
             # 2. How far has the policy moved towards the chosen answers?
-            loss, up, down = _preference_loss(config, sums, lengths)
+            loss, up, down = _preference_loss(config, pairs, lengths)
 
             # 3. Move it a little further.
             lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
@@ -281,7 +255,7 @@ def train_dpo(
 
             # 4. Report and save.
             record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
-            record |= _diagnostics(up, down, *sums[:2])
+            record |= _diagnostics(up, down, *pairs[:2])
             record |= {"seconds": time.perf_counter() - start, **note}
             report(history, record, on_step)
             saved.save_if_due(history)

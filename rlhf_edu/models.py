@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -28,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_edu.data import to_messages
 from rlhf_edu.losses import token_logprobs
 
 # The one format of every prompt, for every model. The line break is the cue to answer.
@@ -208,15 +210,76 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int = MAX_PROMPT_TOKENS
+    tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int | None = None
 ) -> list[int]:
-    """Token ids of a prompt: beginning-of-text and the template, without the answer.
+    """Token ids of a prompt: the tokenizer's chat template up to the answer, if it has one.
 
-    A prompt that is too long loses its beginning, never the cue at its end.
+    Else beginning-of-text and the course's template. A prompt that is too long loses its
+    beginning, never the cue at its end.
+
+    Args:
+        text: what was asked, or a conversation as `data.to_text` writes it.
+        max_tokens: None: `limit_prompts`' number, or MAX_PROMPT_TOKENS.
+
+    Raises:
+        ValueError: the chat template refuses the conversation, or is itself too long.
     """
+    if max_tokens is None:
+        max_tokens = tokenizer.init_kwargs.get("max_prompt_tokens", MAX_PROMPT_TOKENS)
+    if tokenizer.chat_template:
+        return _encode_chat(tokenizer, to_messages(text), max_tokens)
     ids = encode_text(tokenizer, PROMPT_TEMPLATE.format(prompt=text))
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     return start + ids[-(max_tokens - len(start)) :]
+
+
+def limit_prompts(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    """Set how long a prompt may be, in tokens; the tokenizer's files remember it.
+
+    As with the chat template, whoever trains or asks a model later reads prompts in the same way.
+    """
+    tokenizer.init_kwargs["max_prompt_tokens"] = max_tokens
+
+
+def _encode_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_tokens: int
+) -> list[int]:
+    """Encode messages; earlier ones go first if they do not fit, then the last one's beginning."""
+    while True:
+        ids = _apply_template(tokenizer, messages)
+        excess = len(ids) - max_tokens
+        if excess <= 0:
+            return ids
+        if len(messages) > 1:
+            later = [i for i, m in enumerate(messages) if i and m["role"] == "user"]
+            messages = messages[later[0] :] if later else messages[-1:]
+            continue
+        left = encode_text(tokenizer, messages[0]["content"])[excess:]
+        if not left:
+            raise ValueError(
+                f"the chat template alone has {len(ids)} tokens or more, and a prompt may have "
+                f"{max_tokens}; raise --max-prompt-tokens (models.limit_prompts)"
+            )
+        messages = [{"role": "user", "content": tokenizer.decode(left).lstrip("\ufffd")}]
+
+
+def _apply_template(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
+) -> list[int]:
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            return_dict=False,
+            # "<|im_end|>" in a message is ten letters, and ends nothing.
+            sanitize_control_tokens=True,
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"the chat template refuses a conversation of {roles}: {str(error).splitlines()[0]}; "
+            "leave such rows out, or choose --prompt-format plain"
+        ) from None
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> list[int]:
@@ -371,9 +434,17 @@ def response_logprobs(
     return token_logprobs(response_logits(model, sequences), sequences.response, temperature)
 
 
-def _hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    output = model.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
+def last_hidden(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor | None = None
+) -> Tensor:
+    """The last layer's output (B, T, D); `positions` (B, T), by default counted by the mask."""
+    # With adapters there is a wrapper around the model.
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    output = inner.base_model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position_ids(mask) if positions is None else positions,
+        use_cache=False,
     )
     return output.last_hidden_state
 
@@ -388,13 +459,13 @@ def scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """
     places = torch.arange(ids.shape[1], device=ids.device)
     last = (places * (mask > 0)).argmax(1)
-    hidden = _hidden(model, ids, mask)
+    hidden = last_hidden(model, ids, mask)
     return scalar_head(model)(hidden[torch.arange(len(ids)), last]).squeeze(-1).float()
 
 
 def values(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Values (B, T) of a critic at every token: what it expects once it has read that token."""
-    return scalar_head(model)(_hidden(model, ids, mask)).squeeze(-1).float()
+    return scalar_head(model)(last_hidden(model, ids, mask)).squeeze(-1).float()
 
 
 @torch.no_grad()
@@ -439,7 +510,33 @@ class Roles(Protocol):
         """What the critic's optimiser changes."""
 
 
-class SeparateRoles:
+class RolesOfModels:
+    """Roles that have a model each: policy, reference, reward_model and critic."""
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    reward_model: PreTrainedModel
+    critic: PreTrainedModel
+
+    def response_logprobs(self, rollout: Sequences, temperature: float = 1.0) -> Tensor:
+        """See `Roles`."""
+        return by_length(lambda x: response_logprobs(self.policy, x, temperature), rollout)
+
+    @torch.no_grad()
+    def reference_logprobs(self, rollout: Sequences, temperature: float = 1.0) -> Tensor:
+        """See `Roles`."""
+        return by_length(lambda x: response_logprobs(self.reference, x, temperature), rollout)
+
+    def rewards(self, rollout: Sequences) -> Tensor:
+        """See `Roles`."""
+        return reward_scores(self.reward_model, rollout)
+
+    def values(self, rollout: Sequences) -> Tensor:
+        """See `Roles`."""
+        return by_length(lambda x: response_values(self.critic, x), rollout)
+
+
+class SeparateRoles(RolesOfModels):
     """Four networks, as in InstructGPT. Policy and critic learn; the other two are frozen.
 
     All four are copies: the models passed in stay as they are.
@@ -464,23 +561,6 @@ class SeparateRoles:
         self.critic = _trainable(reward_model if critic is None else critic)
         self.reference = _frozen(policy if reference is None else reference)
         self.reward_model = _frozen(reward_model)
-
-    def response_logprobs(self, rollout: Sequences, temperature: float = 1.0) -> Tensor:
-        """See `Roles`."""
-        return by_length(lambda x: response_logprobs(self.policy, x, temperature), rollout)
-
-    @torch.no_grad()
-    def reference_logprobs(self, rollout: Sequences, temperature: float = 1.0) -> Tensor:
-        """See `Roles`."""
-        return by_length(lambda x: response_logprobs(self.reference, x, temperature), rollout)
-
-    def rewards(self, rollout: Sequences) -> Tensor:
-        """See `Roles`."""
-        return reward_scores(self.reward_model, rollout)
-
-    def values(self, rollout: Sequences) -> Tensor:
-        """See `Roles`."""
-        return by_length(lambda x: response_values(self.critic, x), rollout)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """See `Roles`."""

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Demonstration, Ranking
+from rlhf_edu.groups import Group, answer_scores, make_group
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
 from rlhf_edu.models import encode_answer, encode_prompt, pad_right, scalar_head, scores
 from rlhf_edu.training import (
@@ -78,13 +80,6 @@ def _encode(
     return encode_prompt(tokenizer, prompt) + (ids if ended else ids[:limit])
 
 
-def _encode_ranking(
-    tokenizer: PreTrainedTokenizerBase, ranking: Ranking, limit: int
-) -> list[list[int]]:
-    answers = zip(ranking.answers, ranking.ended, strict=True)
-    return [_encode(tokenizer, ranking.prompt.text, text, end, limit) for text, end in answers]
-
-
 def _score_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]]
 ) -> Tensor:
@@ -93,18 +88,13 @@ def _score_rows(
 
 
 def _score_groups(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    groups: Sequence[Sequence[list[int]]],
-    ranks: Sequence[Sequence[int]],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]
 ) -> tuple[Tensor, Tensor]:
     """Scores and ranks (B, K) of the answers to B prompts; rank 0 where there is no answer."""
-    flat = _score_rows(model, tokenizer, [row for group in groups for row in group])
-    padded_ranks, present = pad_right(ranks, 0)
-    present = present.bool().to(flat.device)
+    found = answer_scores(model, groups, tokenizer.pad_token_id)
+    ranks, _ = pad_right([group.ranks for group in groups], 0)
     # Each answer went through the model once, and takes part in K - 1 pairs.
-    padded = flat.new_zeros(present.shape).masked_scatter(present, flat)
-    return padded, padded_ranks.to(flat.device)
+    return pad_sequence(found, batch_first=True), ranks.to(found[0].device)
 
 
 def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[int, int]:
@@ -138,7 +128,7 @@ def _with_a_choice(rankings: Sequence[Ranking]) -> list[Ranking]:
 def check_step_0(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[list[int]],
+    part: Sequence[Group],
     loss: Tensor,
 ) -> Record:
     """Before the first update: scores depend on their own row alone, and the loss is near log 2.
@@ -147,20 +137,22 @@ def check_step_0(
     at random, above. A first loss far below is no error, but the record says what it may mean.
 
     Args:
-        rows: the answers of the first batch, with their prompts.
+        part: the groups of the first batch.
         loss: of that batch, nats per pair.
 
     Raises:
-        RuntimeError: dropout is on, or padding changes a score.
+        RuntimeError: dropout is on, or padding or another answer changes a score.
     """
     limit = step_0_tolerance(model)
-    found, again = _score_rows(model, tokenizer, rows), _score_rows(model, tokenizer, rows)
-    require_agreement(found, again, limit, "two passes over one batch", DROPOUT)
-    i = min(range(len(rows)), key=lambda i: len(rows[i]))  # the most padding
-    ids = torch.tensor([rows[i]], device=model.device)
+    found, again = (answer_scores(model, part, tokenizer.pad_token_id) for _ in range(2))
+    require_agreement(
+        torch.cat(found), torch.cat(again), limit, "two passes over one batch", DROPOUT
+    )
+    i = min(range(len(part)), key=lambda i: len(part[i].tokens))  # the most padding
+    ids = torch.tensor([part[i].prompt + part[i].answers[-1]], device=model.device)
     alone = model(input_ids=ids).logits[0, -1].float()
-    what = "scores of a row in its batch and alone"
-    require_agreement(found[i : i + 1], alone, limit, what, MISALIGNED)
+    what = "scores of an answer in its batch and alone"
+    require_agreement(found[i][-1:], alone, limit, what, MISALIGNED)
     numbers = f"first loss {loss.item():.3f}, log 2 is {math.log(2):.3f}"
     if loss < math.log(2) / 2:
         return {
@@ -198,24 +190,23 @@ def train_reward(
     config = config or RewardConfig()
     require_tokens(tokenizer, "train_reward")
     rankings = _with_a_choice(rankings)
-    groups = [_encode_ranking(tokenizer, r, config.max_answer_tokens) for r in rankings]
-    lengths = [max(len(row) for row in group) for group in groups]
+    groups = [make_group(tokenizer, ranking, config.max_answer_tokens) for ranking in rankings]
+    lengths = [group.longest for group in groups]
     require_sound(model, "train_reward", max(lengths))
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
     plan = plan_batches(lengths, config.batch_size, config.epochs, config.seed)
-    data = [groups, [ranking.ranks for ranking in rankings]]
-    saved = Checkpoint(config, model, {"model": optimizer}, data, tokenizer)
+    saved = Checkpoint(config, model, {"model": optimizer}, groups, tokenizer)
     history = saved.resume()
     start = started(history)
     with contextlib.suppress(KeyboardInterrupt):
         for epoch, rows in plan[len(history) :]:
             # 1. Score all answers to some prompts, each of them once.
             step, part = len(history), [groups[i] for i in rows]
-            got, wanted = _score_groups(model, tokenizer, part, [rankings[i].ranks for i in rows])
+            got, wanted = _score_groups(model, tokenizer, part)
 
             # 2. How likely are the labelers' choices, pair by pair?
             loss = kwise_batch_loss(got, wanted)
-            note = saved.note(step) if step else check_step_0(model, tokenizer, sum(part, []), loss)
+            note = saved.note(step) if step else check_step_0(model, tokenizer, part, loss)
 
             # 3. Make them likelier.
             lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
@@ -245,8 +236,7 @@ def evaluate_reward(
     total, right, pairs = 0.0, 0, 0
     for start in range(0, len(rankings), batch_size):
         part = rankings[start : start + batch_size]
-        groups = [_encode_ranking(tokenizer, ranking, 64) for ranking in part]
-        got, wanted = _score_groups(model, tokenizer, groups, [r.ranks for r in part])
+        got, wanted = _score_groups(model, tokenizer, [make_group(tokenizer, r) for r in part])
         total += kwise_batch_loss(got, wanted).item() * len(part)
         more_right, more_pairs = pair_accuracy(got, wanted)
         right, pairs = right + more_right, pairs + more_pairs

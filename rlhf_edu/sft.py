@@ -101,7 +101,13 @@ def check_step_0(
     model: PreTrainedModel, batch: Sequences, pairs: Sequence[Pair], loss: Tensor
 ) -> Record:
     """Before the first update: check the batch (`training.check_logprobs`), and note the loss."""
-    check_logprobs(model, batch, pairs)
+    masks = batch.mask.bool()
+
+    def compute() -> list[Tensor]:
+        rows = zip(response_logprobs(model, batch), masks, strict=True)
+        return [row[mask] for row, mask in rows]
+
+    check_logprobs(model, compute, pairs)
     return {"step_0": f"ok: answers and their ends are scored; first loss {loss.item():.3f} nats"}
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.losses import token_logprobs
-from rlhf_edu.models import Sequences, response_logprobs
 
 Record = dict[str, Any]
 OnStep = Callable[[Record], None]
@@ -235,27 +234,31 @@ def require_agreement(found: Tensor, wanted: Tensor, limit: float, what: str, wh
 
 DROPOUT = "dropout is on: call model.eval() before training"
 MISALIGNED = (
-    "look for positions counted without the mask, padding that is attended to, or a shift by one"
+    "look for positions counted without the mask, padding or other answers that are attended to, "
+    "or a shift by one"
 )
 
 
 @torch.no_grad()
 def check_logprobs(
-    model: PreTrainedModel, batch: Sequences, rows: Sequence[tuple[list[int], list[int]]]
+    model: PreTrainedModel,
+    compute: Callable[[], Sequence[Tensor]],
+    rows: Sequence[tuple[list[int], list[int]]],
 ) -> None:
-    """Before the first update: does a padded batch give an answer the log-probs it has alone?
+    """Before the first update: does a batch give an answer the log-probs it has alone?
 
     Args:
         model: a language model.
-        batch: B prompts and answers, padded.
-        rows: the same B prompts and answers, as lists of ids.
+        compute: what the trainer takes for the log-probs of each answer, tensors (tokens,).
+        rows: the same prompts and answers, as lists of ids.
 
     Raises:
         RuntimeError: padding is scored, or the end of an answer is not; dropout is on; or the
             batch's log-probs are others than those of a row alone.
     """
     # 1. Does the mask cover the answers' tokens, and nothing else?
-    scored, lengths = batch.mask.sum(1).tolist(), [len(answer) for _, answer in rows]
+    found, again, lengths = compute(), compute(), [len(answer) for _, answer in rows]
+    scored = list(map(len, found))
     if any(n > length for n, length in zip(scored, lengths, strict=True)):
         raise RuntimeError("step 0: padding is scored; the mask must end where the answers do")
     if scored != lengths:
@@ -264,14 +267,14 @@ def check_logprobs(
             "not learn to stop; make masks from lengths, not from ids (pad = EOS confusion)"
         )
     # 2. Do two passes agree?
-    limit, real = step_0_tolerance(model), batch.mask.bool()
-    found, again = response_logprobs(model, batch), response_logprobs(model, batch)
-    require_agreement(found[real], again[real], limit, "two passes over one batch", DROPOUT)
-    # 3. Does the row with the shortest prompt, which has most padding, agree with itself alone?
-    i = min(range(len(rows)), key=lambda i: len(rows[i][0]))
+    limit, what = step_0_tolerance(model), "two passes over one batch"
+    require_agreement(torch.cat(list(found)), torch.cat(list(again)), limit, what, DROPOUT)
+    # 3. Does the last answer to the shortest prompt, which has most beside it, agree with itself
+    # alone?
+    i = min(reversed(range(len(rows))), key=lambda i: len(rows[i][0]))
     prompt, answer = rows[i]
     ids = torch.tensor([prompt + answer], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 : -1]
     alone = token_logprobs(logits, ids[:, len(prompt) :])[0]
-    what = "log-probs of an answer in a padded batch and alone"
-    require_agreement(found[i, : len(answer)], alone, limit, what, MISALIGNED)
+    what = "log-probs of an answer in its batch and alone"
+    require_agreement(found[i], alone, limit, what, MISALIGNED)

@@ -8,7 +8,7 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import dpo, models, ppo, pretrain, reward, sft
+from rlhf_edu import dpo, groups, models, ppo, pretrain, reward, sft
 from rlhf_edu.data import Ranking
 
 TOK = tiny.tokenizer()
@@ -178,7 +178,37 @@ def test_temperature_on_one_side_is_found(monkeypatch) -> None:
 # --- positions, shifts ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("train", [train_sft, train_dpo, train_ppo])
+def lay_out_otherwise(monkeypatch, change) -> None:
+    """Let `change` spoil the rows in which the answers to one prompt stand."""
+    right = groups.lay_out
+    monkeypatch.setattr(groups, "lay_out", lambda *a: change(right(*a)))
+
+
+@pytest.mark.parametrize("train", [train_reward, train_dpo])
+def test_positions_that_run_on_from_answer_to_answer_are_found(train, monkeypatch) -> None:
+    right = groups._inputs
+
+    def run_on(model, rows):
+        ids, mask, positions = right(model, rows)
+        return ids, mask, torch.arange(positions.shape[1]).expand(positions.shape)
+
+    monkeypatch.setattr(groups, "_inputs", run_on)
+    with pytest.raises(RuntimeError, match="positions counted without the mask"):
+        train(tiny.gpt2())
+
+
+@pytest.mark.parametrize("train", [train_reward, train_dpo])
+def test_answers_that_see_each_other_are_found(train, monkeypatch) -> None:
+    def causal(rows):
+        width = rows.tokens.shape[1]
+        return torch.ones(len(rows.tokens), 1, width, width, dtype=torch.bool).tril()
+
+    monkeypatch.setattr(groups.Rows, "attention", causal)
+    with pytest.raises(RuntimeError, match="other answers that are attended to"):
+        train(tiny.llama())
+
+
+@pytest.mark.parametrize("train", [train_sft, train_ppo])
 def test_positions_without_the_mask_are_found(train, monkeypatch) -> None:
     def count_padding(mask):
         return torch.arange(mask.shape[1]).expand(mask.shape)
@@ -188,15 +218,15 @@ def test_positions_without_the_mask_are_found(train, monkeypatch) -> None:
         train(tiny.gpt2())
 
 
-def test_padding_on_the_left_of_a_reward_model_without_positions_is_found(monkeypatch) -> None:
-    monkeypatch.setattr(reward, "pad_right", models.pad_left)
-    monkeypatch.setattr(models, "position_ids", lambda m: torch.arange(m.shape[1]).expand(m.shape))
-    rows, model = [[1, 40, 41, 42, 2], [1, 50, 2]], models.scalar_model_from(tiny.gpt2())
-    with pytest.raises(RuntimeError, match="scores of a row in its batch and alone"):
-        reward.check_step_0(model, TOK, rows, torch.tensor(0.7))
+@pytest.mark.parametrize("shift", [1, -1])
+def test_a_shift_by_one_in_dpo_is_found(shift: int, monkeypatch) -> None:
+    right = groups.Rows.before
+    monkeypatch.setattr(groups.Rows, "before", lambda rows: (right(rows) + shift).clamp(min=0))
+    with pytest.raises(RuntimeError, match="shift by one"):
+        train_dpo(tiny.llama())
 
 
-@pytest.mark.parametrize("train", [train_sft, train_dpo, train_ppo])
+@pytest.mark.parametrize("train", [train_sft, train_ppo])
 @pytest.mark.parametrize("shift", [1, -1])
 def test_a_shift_by_one_is_found(train, shift: int, monkeypatch) -> None:
     right = models.response_logits
@@ -216,9 +246,9 @@ def test_a_shift_by_one_in_pretraining_is_found(monkeypatch) -> None:
 
 
 def test_a_score_read_one_token_early_is_found(monkeypatch) -> None:
-    right = models._hidden
-    monkeypatch.setattr(models, "_hidden", lambda *a: right(*a).roll(1, 1))
-    with pytest.raises(RuntimeError, match="scores of a row .*shift by one"):
+    right = models.last_hidden
+    monkeypatch.setattr(groups, "last_hidden", lambda *a: right(*a).roll(1, 1))
+    with pytest.raises(RuntimeError, match="scores of an answer .*shift by one"):
         train_reward(tiny.llama())
 
 
@@ -240,17 +270,39 @@ def everything(sequences):
     return torch.ones_like(sequences.mask)
 
 
-@pytest.mark.parametrize(("name", "train"), [("sft", train_sft), ("dpo", train_dpo)])
 @pytest.mark.parametrize(
     ("mask", "message"),
     [(not_the_pad_id, "pad = EOS confusion"), (everything, "padding is scored")],
 )
-def test_wrong_masks_are_named(name: str, train, mask, message: str, monkeypatch) -> None:
+def test_wrong_masks_are_named(mask, message: str, monkeypatch) -> None:
     pad_with(2, monkeypatch)
-    module, right = {"sft": sft, "dpo": dpo}[name], models.join
-    monkeypatch.setattr(module, "join", lambda *a: with_mask(right(*a), mask))
+    right = models.join
+    monkeypatch.setattr(sft, "join", lambda *a: with_mask(right(*a), mask))
     with pytest.raises(RuntimeError, match=message):
-        train(tiny.llama())
+        train_sft(tiny.llama())
+
+
+def without_ends(rows):
+    """What looks like padding is taken for padding, the ends of answers too."""
+    return dataclasses.replace(rows, answer=rows.answer.masked_fill(rows.tokens == 2, -1))
+
+
+def padding_is_the_last_answer(rows):
+    last = rows.answer.amax(1, keepdim=True)
+    return dataclasses.replace(rows, answer=torch.where(rows.answer < 0, last, rows.answer))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(without_ends, "pad = EOS confusion"), (padding_is_the_last_answer, "padding is scored")],
+)
+def test_wrong_masks_of_answers_are_named(change, message: str, monkeypatch) -> None:
+    pad_with(2, monkeypatch)
+    lay_out_otherwise(monkeypatch, change)
+    with pytest.raises(RuntimeError, match=message):
+        train_dpo(tiny.llama())
+    with pytest.raises(RuntimeError, match="scores of an answer in its batch and alone"):
+        train_reward(tiny.llama())
 
 
 @pytest.mark.parametrize("pad", [0, 2], ids=["pad", "pad=eos"])
@@ -271,15 +323,6 @@ def end_often(model):
     with torch.no_grad():
         model.lm_head.weight[2] *= 2
     return model
-
-
-def test_a_reward_read_from_the_padding_is_found(monkeypatch) -> None:
-    def at_the_end(model, ids, mask):
-        return models.scores(model, ids, torch.ones_like(mask))
-
-    monkeypatch.setattr(reward, "scores", at_the_end)
-    with pytest.raises(RuntimeError, match="scores of a row in its batch and alone"):
-        train_reward(tiny.llama())
 
 
 # --- policy and reference swapped ----------------------------------------------------------------

@@ -1,0 +1,173 @@
+"""Several answers to one prompt in one row, so that a model reads the prompt once and not K times.
+
+Each answer attends to the prompt and to itself, and its positions follow the prompt's: it gets the
+numbers that a row of its own would give it, for about half of the work.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_edu.data import Ranking
+from rlhf_edu.losses import token_logprobs
+from rlhf_edu.models import encode_answer, encode_prompt, last_hidden, pad_right, scalar_head
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt with its K answers as token ids, and the answers' ranks (1 is best)."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+    ranks: tuple[int, ...]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Which answers (chosen, rejected) differ in rank, as indices."""
+        every, ranks = range(len(self.answers)), self.ranks
+        return [(i, j) for i in every for j in every if ranks[i] < ranks[j]]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longest answer: what the model's context must hold."""
+        return len(self.prompt) + max(map(len, self.answers))
+
+    @property
+    def tokens(self) -> list[int]:
+        """The row: the prompt, and one answer behind the other."""
+        return self.prompt + [token for answer in self.answers for token in answer]
+
+
+def make_group(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, limit: int = 64) -> Group:
+    """Encode a ranking; an answer that was cut off anyway is read up to `limit` tokens."""
+    answers = []
+    for text, ended in zip(ranking.answers, ranking.ended, strict=True):
+        ids = encode_answer(tokenizer, text, ended)
+        # There must be something to predict: an empty answer that was cut off has no token.
+        answers.append((ids if ended else ids[:limit]) or [tokenizer.eos_token_id])
+    return Group(encode_prompt(tokenizer, ranking.prompt.text), answers, tuple(ranking.ranks))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Groups as tensors, padded on the right.
+
+    Attributes:
+        tokens: (B, T) ids.
+        answer: (B, T) 0 on a prompt's tokens, 1 … K on those of its answers, -1 on padding.
+        positions: (B, T), counted on from the prompt in each answer.
+    """
+
+    tokens: Tensor
+    answer: Tensor
+    positions: Tensor
+
+    def attention(self) -> Tensor:
+        """(B, 1, T, T), true where a token (third) may look at another (last)."""
+        width = self.tokens.shape[1]
+        causal = torch.ones(width, width, dtype=torch.bool, device=self.tokens.device).tril()
+        of, by = self.answer[:, None, :], self.answer[:, :, None]
+        return (causal & ((of == 0) | (of == by)) & (of >= 0)).unsqueeze(1)
+
+    def before(self) -> Tensor:
+        """(B, T) the column from which an answer's token is predicted: the one that it follows."""
+        prompt = (self.answer == 0).sum(1, keepdim=True)
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return torch.where(self.positions == prompt, prompt, columns) - 1
+
+    def lengths(self) -> list[int]:
+        """Tokens of every answer, row by row."""
+        counts = [(row[row > 0] - 1).bincount() for row in self.answer.cpu()]
+        return torch.cat(counts).tolist()
+
+
+def lay_out(groups: Sequence[Group], pad_id: int) -> Rows:
+    """Put every group into a row."""
+    answer, positions = [], []
+    for group in groups:
+        start = len(group.prompt)
+        lengths = [start, *map(len, group.answers)]
+        answer.append([part for part, n in enumerate(lengths) for _ in range(n)])
+        starts = [0] + [start] * len(group.answers)
+        positions.append([s + i for s, n in zip(starts, lengths, strict=True) for i in range(n)])
+    tokens, mask = pad_right([group.tokens for group in groups], pad_id)
+    answer, positions = pad_right(answer, -1)[0], pad_right(positions, 0)[0]
+    return Rows(tokens, answer.masked_fill(mask == 0, -1), positions)
+
+
+def _inputs(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, mask and positions as the model takes them, on its device."""
+    attention, how = rows.attention(), getattr(model.config, "_attn_implementation", "sdpa")
+    if how.startswith("flash"):
+        raise ValueError(
+            f"the model attends with {how}, which takes no mask of its own for each answer; load "
+            'it with attn_implementation="sdpa"'
+        )
+    if how == "eager":  # adds the mask to the scores
+        lowest = torch.finfo(model.dtype).min
+        attention = torch.zeros(attention.shape, dtype=model.dtype).masked_fill(~attention, lowest)
+    return tuple(x.to(model.device) for x in (rows.tokens, attention, rows.positions))
+
+
+def _logprobs(model: PreTrainedModel, rows: Rows) -> Tensor:
+    ids, mask, positions = _inputs(model, rows)
+    first = int((rows.answer == 0).sum(1).min()) - 1  # nothing is predicted from earlier columns
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=False,
+        logits_to_keep=ids.shape[1] - first,
+    )
+    row, column = (rows.answer > 0).nonzero(as_tuple=True)
+    logits = output.logits[row, rows.before()[row, column] - first]
+    return token_logprobs(logits[:, None], ids[row, column][:, None]).squeeze(1)
+
+
+def answer_logprobs(
+    model: PreTrainedModel, groups: Sequence[Group], pad_id: int
+) -> list[list[Tensor]]:
+    """Log-probs, in nats, of every token of every answer: for each group K tensors (tokens,)."""
+
+    def compute(part: Sequence[Group]) -> list[list[Tensor]]:
+        rows = lay_out(part, pad_id)
+        return _by_group(_logprobs(model, rows).split(rows.lengths()), part)
+
+    return _by_length(compute, groups, model)
+
+
+def answer_scores(model: PreTrainedModel, groups: Sequence[Group], pad_id: int) -> list[Tensor]:
+    """A reward model's scores of the answers, each read at its last token: (K,) for each group."""
+
+    def compute(part: Sequence[Group]) -> list[Tensor]:
+        rows = lay_out(part, pad_id)
+        hidden = last_hidden(model, *_inputs(model, rows))
+        lengths = rows.lengths()
+        last = torch.tensor(lengths).cumsum(0) - 1
+        row, column = (x[last] for x in (rows.answer > 0).nonzero(as_tuple=True))
+        found = scalar_head(model)(hidden[row, column]).squeeze(-1).float()
+        return list(found.split([len(group.answers) for group in part]))
+
+    return _by_length(compute, groups, model)
+
+
+def _by_group(answers: Sequence[Tensor], groups: Sequence[Group]) -> list[list[Tensor]]:
+    found = iter(answers)
+    return [[next(found) for _ in group.answers] for group in groups]
+
+
+def _by_length(
+    compute: Callable[[Sequence[Group]], list], groups: Sequence[Group], model: PreTrainedModel
+) -> list:
+    """Compute something for groups of like length at a time, as `models.by_length` does."""
+    size = len(groups) if model.device.type == "cuda" else 4
+    order = sorted(range(len(groups)), key=lambda i: len(groups[i].tokens))
+    result: list = [None] * len(groups)
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        for i, found in zip(part, compute([groups[i] for i in part]), strict=True):
+            result[i] = found
+    return result
