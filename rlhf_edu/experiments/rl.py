@@ -4,10 +4,12 @@
 
 Every run starts from the shipped SFT model, with the shipped reward model or the rankings it
 learned from, and is shorter than the ladder's: 40 steps of 64 episodes. A seed draws the prompts,
-the samples and their order. The exam is the first 256 test prompts.
+the samples and their order. The exam is the first 256 test prompts; the answers to a few of them
+are stored, and a curve of the training.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
 from typing import Any
@@ -34,11 +36,12 @@ from rlhf_edu.tinyweb.judge import Judge
 from rlhf_edu.tinyweb.pages import web
 from rlhf_edu.tinyweb.prompts import make_prompts
 
-BETAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+BETAS = (0.0, 0.05, 0.15, 0.5, 2.0)
 GAMMAS = (0.3, 1.0, 3.0)
-DPO_BETAS = (0.1, 0.3, 1.0, 3.0)
-BETA = 0.1  # of the runs with pretraining gradients; 20 times it is among the BETAS
-LONG, EVERY = 100, 10  # steps without a penalty, and how often to look
+DPO_BETAS = (0.1, 0.3, 1.0)
+BETA = 0.05  # of the runs with pretraining gradients; 40 times it is among the BETAS
+LONG, EVERY = 80, 10  # steps without a penalty, and how often to look
+SHOWN = 6  # answers of every run are stored
 
 
 class Bench:
@@ -69,6 +72,17 @@ class Bench:
             "web_loss": lm_loss(policy, self.blocks),
         }
 
+    def measure(
+        self, policy: PreTrainedModel, history: Sequence[dict[str, Any]] = (), every: int = 4
+    ) -> dict[str, Any]:
+        """`look`, a curve of the training with every so many records, and some answers."""
+        names = ("step", "reward", "kl", "length", "loss", "margin")
+        curve = [{k: round(r[k], 3) for k in names if k in r} for r in history[::every]]
+        texts = answer_all(policy, self.tokenizer, self.judge, self.test[:SHOWN], seed=7).texts
+        asked = [prompt.text for prompt in self.test[:SHOWN]]
+        answers = dict(zip(asked, texts, strict=True))
+        return {**self.look(policy), "curve": curve, "answers": answers}
+
     def roles(self) -> SeparateRoles:
         """Policy, reference and critic as PPO starts with them."""
         return SeparateRoles(policy=self.sft, reward_model=self.reward_model)
@@ -77,15 +91,15 @@ class Bench:
 def before(seed: int) -> dict[str, Any]:
     """The SFT model and the base model, for comparison."""
     bench = Bench(seed)
-    return bench.look(bench.sft) | {"base_web_loss": lm_loss(bench.base, bench.blocks)}
+    return bench.measure(bench.sft) | {"base_web_loss": lm_loss(bench.base, bench.blocks)}
 
 
 def by_beta(beta: float, seed: int) -> dict[str, Any]:
     """PPO at a price of KL."""
     bench = Bench(seed)
     roles, config = bench.roles(), replace(bench.config, beta=beta)
-    train_ppo(roles, bench.tokenizer, bench.prompts, config)
-    return bench.look(roles.policy)
+    _, history = train_ppo(roles, bench.tokenizer, bench.prompts, config)
+    return bench.measure(roles.policy, history)
 
 
 def by_gamma(gamma: float, seed: int) -> dict[str, Any]:
@@ -93,8 +107,8 @@ def by_gamma(gamma: float, seed: int) -> dict[str, Any]:
     bench = Bench(seed)
     roles, config = bench.roles(), replace(bench.config, beta=BETA, ptx_coef=gamma)
     blocks = pack(bench.tokenizer, web(bench.world, 5000, seed))
-    train_ppo(roles, bench.tokenizer, bench.prompts, config, ptx_blocks=blocks)
-    return bench.look(roles.policy)
+    _, history = train_ppo(roles, bench.tokenizer, bench.prompts, config, ptx_blocks=blocks)
+    return bench.measure(roles.policy, history)
 
 
 def without_penalty(seed: int) -> dict[str, Any]:
@@ -108,7 +122,7 @@ def without_penalty(seed: int) -> dict[str, Any]:
             found.append({"step": record["step"] + 1, **bench.look(roles.policy)})
 
     train_ppo(roles, bench.tokenizer, bench.prompts, config, look)
-    return {"steps": found}
+    return {"steps": found, **bench.measure(roles.policy)}
 
 
 def by_dpo(beta: float, seed: int) -> dict[str, Any]:
@@ -117,8 +131,8 @@ def by_dpo(beta: float, seed: int) -> dict[str, Any]:
     policy = copy.deepcopy(bench.sft)
     rankings = read_rankings(data_folder() / "rankings.jsonl")
     config = replace(Recipe().dpo, beta=beta, seed=seed)
-    train_dpo(policy, bench.sft, bench.tokenizer, rankings, config)
-    return bench.look(policy)
+    _, history = train_dpo(policy, bench.sft, bench.tokenizer, rankings, config)
+    return bench.measure(policy, history, every=16)
 
 
 def run(seeds: int) -> str:
