@@ -8,7 +8,7 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import dpo, groups, models, ppo, pretrain, reward, sft
+from rlhf_edu import dpo, generation, groups, models, ppo, pretrain, reward, sft
 from rlhf_edu.data import Ranking
 
 TOK = tiny.tokenizer()
@@ -208,12 +208,22 @@ def test_answers_that_see_each_other_are_found(train, monkeypatch) -> None:
         train(tiny.llama())
 
 
-@pytest.mark.parametrize("train", [train_sft, train_ppo])
-def test_positions_without_the_mask_are_found(train, monkeypatch) -> None:
+def test_positions_without_the_mask_are_found(monkeypatch) -> None:
     def count_padding(mask):
         return torch.arange(mask.shape[1]).expand(mask.shape)
 
-    monkeypatch.setattr(models, "position_ids", count_padding)
+    # Prompts are padded on the left where answers are sampled, and nowhere else.
+    monkeypatch.setattr(generation, "position_ids", count_padding)
+    with pytest.raises(RuntimeError, match="positions counted without the mask"):
+        train_ppo(tiny.gpt2())
+
+
+@pytest.mark.parametrize("train", [train_sft, train_ppo])
+def test_padding_that_is_read_as_text_is_found(train, monkeypatch) -> None:
+    def as_it_is(rows):
+        return rows.tokens, torch.full((len(rows),), rows.prompt_length)
+
+    monkeypatch.setattr(models.Sequences, "packed", as_it_is)
     with pytest.raises(RuntimeError, match="positions counted without the mask"):
         train(tiny.gpt2())
 
