@@ -16,8 +16,12 @@ Papers, by the name used below:
     Gao          Gao et al. 2022, arXiv 2210.10760
     DPO          Rafailov et al. 2023, arXiv 2305.18290
     IPO          Azar et al. 2023, arXiv 2310.12036
+    KTO          Ethayarajh et al. 2024, arXiv 2402.01306
+    GRPO         Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300
+    RLOO         Ahmadian et al. 2024, arXiv 2402.14740
 """
 
+import itertools
 import math
 
 import torch
@@ -26,6 +30,7 @@ from torch import Tensor
 
 # e**20 is far outside any clip range and far inside what fp32 can hold.
 _MAX_LOG_RATIO = 20.0
+_LOOKS, _LOOK_EVERY = itertools.count(), 53
 
 
 # --- checks and masks --------------------------------------------------------------------------
@@ -34,6 +39,16 @@ _MAX_LOG_RATIO = 20.0
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _holds(condition: Tensor) -> bool:
+    """Whether a condition on data holds; on a GPU, where to look is to wait, every so many looks.
+
+    A prime number of them: every check of a training step has its turn.
+    """
+    if condition.is_cuda and next(_LOOKS) % _LOOK_EVERY:
+        return True
+    return bool(condition)
 
 
 def _require_same_shape(function: str, dims: int | None = None, **tensors: Tensor) -> None:
@@ -49,8 +64,8 @@ def _require_same_shape(function: str, dims: int | None = None, **tensors: Tenso
 def _require_response_mask(function: str, mask: Tensor) -> None:
     """Raise ValueError unless every row of the (B, T) mask is ones, at least one, then zeros."""
     real = mask.bool()
-    starts = bool(real[:, 0].all()) if real.shape[1] else False
-    whole = starts and not bool((real[:, 1:] & ~real[:, :-1]).any())
+    starts = _holds(real[:, 0].all()) if real.shape[1] else False
+    whole = starts and _holds(~(real[:, 1:] & ~real[:, :-1]).any())
     advice = "pass response tokens alone, padded on the right"
     _require(whole, f"{function}: each row of mask must be ones, then zeros: {advice}")
 
@@ -91,7 +106,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """
     _require_same_shape("masked_mean", x=x, mask=mask)
     count = mask.bool().sum()
-    _require(bool(count > 0), "masked_mean: the mask is all zeros; drop batches without tokens")
+    _require(_holds(count > 0), "masked_mean: the mask is all zeros; drop batches without tokens")
     return _zero_padding(x, mask).sum() / count
 
 
@@ -163,7 +178,7 @@ def _require_tokens(logits: Tensor, tokens: Tensor) -> None:
     fits = logits.shape[:-1] == tokens.shape
     _require(fits, f"token_logprobs: give logits (B, T, V) for tokens (B, T), not {shapes}")
     size = logits.shape[-1]
-    known = not bool(((tokens < 0) | (tokens >= size)).any())
+    known = _holds(((tokens >= 0) & (tokens < size)).all())
     advice = "mark padding in the mask, not by an id such as -100"
     _require(known, f"token_logprobs: token ids must be from 0 to {size - 1}: {advice}")
 
@@ -241,7 +256,7 @@ def kwise_loss(scores: Tensor, ranks: Tensor) -> Tensor:
         ValueError: a rank is below 1.
     """
     _require_same_shape("kwise_loss", dims=1, scores=scores, ranks=ranks)
-    _require(bool((ranks >= 1).all()), "kwise_loss: ranks start at 1 (best); remove other answers")
+    _require(_holds((ranks >= 1).all()), "kwise_loss: ranks start at 1 (best); remove others")
     return kwise_batch_loss(scores.unsqueeze(0), ranks.unsqueeze(0))
 
 
@@ -259,7 +274,7 @@ def kwise_batch_loss(scores: Tensor, ranks: Tensor) -> Tensor:
         ValueError: a rank is negative.
     """
     _require_same_shape("kwise_batch_loss", dims=2, scores=scores, ranks=ranks)
-    _require(bool((ranks >= 0).all()), "kwise_batch_loss: ranks are 1, 2, ... or 0 for absent")
+    _require(_holds((ranks >= 0).all()), "kwise_batch_loss: ranks are 1, 2, ... or 0 for absent")
     present = ranks > 0
     scores = _zero_padding(scores, present)
     # [b, i, j]: answer i was ranked above answer j.
@@ -480,6 +495,78 @@ def value_loss(
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
 
+# --- several answers to a prompt instead of a critic -------------------------------------------
+
+
+@torch.no_grad()
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """Each answer's reward less the mean of the other answers to its prompt (RLOO).
+
+    The others were sampled without it, so that their mean is a baseline which leaves the policy
+    gradient unbiased.
+
+    Args:
+        rewards: (B, K), K answers to each of B prompts.
+
+    Returns:
+        (B, K) advantages of whole answers, without gradient; each row sums to 0.
+
+    Raises:
+        ValueError: there are no other answers, K = 1.
+    """
+    k = _require_groups("leave_one_out", rewards)
+    rewards = _full_precision(rewards)
+    return rewards - (rewards.sum(1, keepdim=True) - rewards) / (k - 1)
+
+
+@torch.no_grad()
+def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
+    """(reward - mean) / (std + eps) over the answers to each prompt (GRPO 4.1.2).
+
+    The scale of the rewards drops out, and with it how much is at stake in this prompt. The std
+    is the one of these K numbers (divisor K).
+
+    Args:
+        rewards: (B, K), K answers to each of B prompts.
+        eps: answers that all score the same get 0, not 0 / 0.
+
+    Returns:
+        (B, K) advantages of whole answers, without gradient; each row sums to 0.
+
+    Raises:
+        ValueError: there is one answer only, K = 1.
+    """
+    _require_groups("group_advantages", rewards)
+    centred = _full_precision(rewards) - _full_precision(rewards).mean(1, keepdim=True)
+    return centred / (centred.square().mean(1, keepdim=True).sqrt() + eps)
+
+
+def answer_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over answers of each answer's mean over its tokens, a scalar (GRPO Eq. 3).
+
+    Every answer weighs the same, so a token of a long one weighs less; compare `masked_mean`.
+
+    Args:
+        x: (B, T).
+        mask: (B, T).
+
+    Raises:
+        ValueError: shapes do not fit, or an answer has no token.
+    """
+    _require_same_shape("answer_mean", dims=2, x=x, mask=mask)
+    lengths = mask.bool().sum(1)
+    _require(len(x) > 0 and _holds((lengths > 0).all()), "answer_mean: an answer has no token")
+    return (masked_sum(x, mask) / lengths).mean()
+
+
+def _require_groups(function: str, rewards: Tensor) -> int:
+    """Raise ValueError unless rewards are (B, K) with K >= 2; return K."""
+    grouped = rewards.dim() == 2 and rewards.shape[1] > 1
+    shape = tuple(rewards.shape)
+    _require(grouped, f"{function}: give rewards (B, K) of K >= 2 answers a prompt, not {shape}")
+    return rewards.shape[1]
+
+
 # --- direct preference optimisation ------------------------------------------------------------
 
 
@@ -564,11 +651,53 @@ def length_normalised_dpo_loss(
     _require(beta > 0, f"{where}: beta must be above 0, not {beta}")
     lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
     _require_same_shape(where, policy_chosen=policy_chosen, **lengths)
-    positive = bool((chosen_lengths > 0).all() and (rejected_lengths > 0).all())
+    positive = _holds((chosen_lengths > 0).all() & (rejected_lengths > 0).all())
     _require(positive, f"{where}: lengths must be 1 or more; count the end-of-text token")
     chosen, rejected = _log_ratios(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
     chosen, rejected = beta * chosen / chosen_lengths, beta * rejected / rejected_lengths
     return -F.logsigmoid(chosen - rejected).mean(), chosen.detach(), rejected.detach()
+
+
+def kto_loss(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    desirable: Tensor,
+    kl: float | Tensor,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """KTO's loss on single answers, each with a thumb up or down, mean over answers.
+
+    desirable:    w_d (1 - sigmoid(beta (log(policy / reference) - kl)))
+    undesirable:  w_u (1 - sigmoid(beta (kl - log(policy / reference))))
+
+    Args:
+        logprobs: (N,) log-probs of whole answers under the policy, nats. The only argument that
+            gradients flow into.
+        ref_logprobs: (N,) the same under the reference.
+        desirable: (N,) booleans, True for a thumb up.
+        kl: KL(policy || reference) in nats, a number or (N,): the point that an answer is
+            compared with. Taken as 0 where an estimate is below it.
+        beta: reward per nat.
+        desirable_weight, undesirable_weight: lambda_D and lambda_U, for unequal numbers.
+
+    Returns:
+        The loss, and the implicit rewards beta * log(policy / reference), (N,), without gradient.
+    """
+    _require(beta > 0, f"kto_loss: beta must be above 0, not {beta}")
+    tensors = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "desirable": desirable}
+    _require_same_shape("kto_loss", dims=1, **tensors)
+    _require(len(logprobs) > 0, "kto_loss: there are no answers; drop empty batches")
+    ratios = kl_k1(logprobs, ref_logprobs.detach())
+    if isinstance(kl, Tensor) and kl.dim() > 0:
+        _require_same_shape("kto_loss", logprobs=logprobs, kl=kl)
+    point = torch.as_tensor(kl, dtype=ratios.dtype, device=ratios.device).detach().clamp(min=0)
+    up, thumb = beta * (ratios - point), desirable.bool()
+    losses = torch.where(
+        thumb, desirable_weight * torch.sigmoid(-up), undesirable_weight * torch.sigmoid(up)
+    )
+    return losses.mean(), beta * ratios.detach()
 
 
 def _log_ratios(
@@ -626,5 +755,5 @@ def best_of_n(scores: Tensor) -> Tensor:
         ValueError: a score is NaN, which torch would take for the best.
     """
     _require(scores.dim() == 2 and scores.shape[1] > 0, "best_of_n: give scores of shape (B, n)")
-    _require(not bool(scores.isnan().any()), "best_of_n: a score is NaN; check the reward model")
+    _require(_holds(~scores.isnan().any()), "best_of_n: a score is NaN; check the reward model")
     return scores.argmax(1)

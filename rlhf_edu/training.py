@@ -130,7 +130,6 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, max_norm: 
         RuntimeError: the loss or its gradient is NaN or infinite, or the loss has no gradient;
             the weights have not changed.
     """
-    require_finite(loss, "the loss")
     if not loss.requires_grad:
         raise RuntimeError(
             "training stopped: no weight that is trained has a part in the loss; are policy and "
@@ -138,27 +137,25 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, max_norm: 
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    return apply_gradients(optimizer, lr, max_norm)
-
-
-def apply_gradients(optimizer: torch.optim.Optimizer, lr: float, max_norm: float) -> float:
-    """Take one step along gradients that are there already; returns and raises as `update`."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    require_finite(norm, "the gradient")
+    # Both in one transfer: a GPU is waited for once a step, before the weights change.
+    numbers = torch.stack([loss.detach().double(), norm.double()]).tolist()
+    for number, what in zip(numbers, ("the loss", "the gradient"), strict=True):
+        require_finite(number, what)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    return norm.item()
+    return numbers[1]
 
 
-def require_finite(number: Tensor, what: str) -> None:
-    """Raise RuntimeError if a scalar is NaN or infinite."""
-    if not math.isfinite(number.item()):
+def require_finite(number: float, what: str) -> None:
+    """Raise RuntimeError if a number is NaN or infinite."""
+    if not math.isfinite(number):
         advice = (
             "lower the learning rate, and check the data and the model that training began with"
         )
-        raise RuntimeError(f"training stopped: {what} is {number.item()}; {advice}")
+        raise RuntimeError(f"training stopped: {what} is {number}; {advice}")
 
 
 # --- batches and reports -----------------------------------------------------------------------

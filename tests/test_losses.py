@@ -45,7 +45,7 @@ def test_imports_torch_alone() -> None:
     tree = ast.parse(Path(losses.__file__).read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     modules = {getattr(node, "module", None) or node.names[0].name for node in imports}
-    assert {module.split(".")[0] for module in modules} == {"math", "torch"}
+    assert {module.split(".")[0] for module in modules} == {"itertools", "math", "torch"}
 
 
 # --- masks -------------------------------------------------------------------------------------
@@ -706,6 +706,51 @@ def test_value_loss_is_a_mean_over_tokens() -> None:
     close(losses.value_loss(values, values, returns, MASK), 0.5 * (4 * 1 + 2 * 4 + 1 * 9) / 7)
 
 
+# --- several answers to a prompt instead of a critic -------------------------------------------
+
+
+def test_group_baselines_by_hand() -> None:
+    rewards = tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]])
+    close(losses.leave_one_out(rewards), [[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]])
+    spread = math.sqrt((4 + 1 + 9) / 3)
+    close(losses.group_advantages(rewards)[0] * spread, [-2.0, -1.0, 3.0])
+    assert losses.group_advantages(rewards)[1].abs().max() == 0
+    # Less its own mean is the same but for a factor: K / (K - 1).
+    centred = rewards - rewards.mean(1, keepdim=True)
+    close(losses.leave_one_out(rewards), 1.5 * centred)
+
+
+def test_group_advantages_forget_the_scale_and_leave_one_out_does_not() -> None:
+    rewards = normal(5, 4).double()
+    close(losses.group_advantages(10 * rewards + 3, 0.0), losses.group_advantages(rewards, 0.0))
+    close(losses.leave_one_out(10 * rewards + 3), 10 * losses.leave_one_out(rewards))
+    # Of two answers it only sees which is better.
+    close(losses.group_advantages(rewards[:, :2], 0.0).abs(), torch.ones(5, 2))
+
+
+def test_leave_one_out_is_unbiased_and_dividing_by_the_std_is_not() -> None:
+    """Over all groups of three answers: the expected estimate against the exact gradient."""
+    probs, rewards = normal(5).double().softmax(0), normal(5, seed=1, scale=2.0).double()
+    exact = probs * (rewards - probs @ rewards)
+    groups = tensor(list(itertools.product(range(5), repeat=3)))
+    scores = torch.eye(5).double() - probs
+
+    def expected(advantages: Tensor) -> Tensor:
+        estimates = (advantages[..., None] * scores[groups]).mean(1)
+        return (probs[groups].prod(1)[:, None] * estimates).sum(0)
+
+    close(expected(losses.leave_one_out(rewards[groups])), exact, 1e-12)
+    scaled = expected(losses.group_advantages(rewards[groups]))
+    assert F.cosine_similarity(scaled, exact, dim=0) < 0.999
+
+
+def test_answer_mean_weighs_answers_and_masked_mean_tokens() -> None:
+    x = poison(tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 0.0, 0.0], [7.0, 0.0, 0.0, 0.0]]))
+    close(losses.answer_mean(x, MASK), (2.5 + 15 + 7) / 3)
+    leaf = torch.zeros(3, 4, requires_grad=True)
+    close(gradient(losses.answer_mean(leaf, MASK), leaf).sum(1), [1 / 3] * 3)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 27.8])
 def test_ppo_ptx_in_one_backward_adds_gamma_times_the_gradient(gamma: float) -> None:
     logits = normal(3, 5, 6).requires_grad_()
@@ -807,6 +852,30 @@ def test_length_normalised_dpo() -> None:
     got = torch.autograd.grad(loss, leaves, allow_unused=True)
     close(got[0], -2.0 / lengths * torch.sigmoid(rejected - chosen) / 6)
     assert got[2] is None and got[3] is None
+
+
+def test_kto_by_hand() -> None:
+    logprobs = tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    reference, thumbs = tensor([-2.0, -2.0, -2.5]), tensor([True, False, False])
+    loss, rewards = losses.kto_loss(logprobs, reference, thumbs, 0.4, 0.5, 1.0, 2.0)
+    ups = [0.5 * (1.0 - 0.4), 0.5 * (0.0 - 0.4), 0.5 * (-0.5 - 0.4)]
+    each = [math.exp(log_sigmoid(-ups[0])), *(2 * math.exp(log_sigmoid(up)) for up in ups[1:])]
+    close(loss, sum(each) / 3)
+    close(rewards, [0.5, 0.0, -0.25])
+    slope = gradient(loss, logprobs)
+    assert slope[0] < 0 < slope[1] and slope[2] > 0  # up goes up, down goes down
+    # A negative estimate of the KL counts as 0, and no gradient flows through it.
+    below = losses.kto_loss(logprobs, reference, thumbs, tensor(-3.0), 0.5)[0]
+    close(below, losses.kto_loss(logprobs, reference, thumbs, 0.0, 0.5)[0])
+    each_its_own = losses.kto_loss(logprobs, reference, thumbs, torch.full((3,), 0.4), 0.5)[0]
+    close(each_its_own, losses.kto_loss(logprobs, reference, thumbs, 0.4, 0.5)[0])
+
+
+def test_kto_starts_at_one_half() -> None:
+    same = normal(6)
+    loss, rewards = losses.kto_loss(same, same, same > 0, 0.0, 0.1)
+    close(loss, 0.5)
+    close(rewards, torch.zeros(6))
 
 
 def test_optimum_of_dpo_is_the_optimum_of_the_kl_penalised_reward() -> None:
@@ -934,9 +1003,35 @@ ROW, BATCH, WRONG = torch.zeros(2), torch.zeros(2, 3), torch.zeros(2, 1)
         lambda: losses.dpo_loss(ROW[:0], ROW[:0], ROW[:0], ROW[:0], 0.1),
         lambda: losses.length_normalised_dpo_loss(ROW, ROW, ROW, ROW, WRONG, ROW, 0.1),
         lambda: losses.best_of_n(ROW),
+        lambda: losses.leave_one_out(ROW),
+        lambda: losses.leave_one_out(WRONG),
+        lambda: losses.group_advantages(WRONG),
+        lambda: losses.answer_mean(BATCH, WRONG),
+        lambda: losses.answer_mean(BATCH, BATCH),
+        lambda: losses.answer_mean(BATCH[:0], BATCH[:0]),
+        lambda: losses.kto_loss(ROW, ROW, WRONG, 0.0, 0.1),
+        lambda: losses.kto_loss(ROW, ROW, ROW, BATCH[0], 0.1),
+        lambda: losses.kto_loss(ROW, ROW, ROW, 0.0, 0.0),
+        lambda: losses.kto_loss(ROW[:0], ROW[:0], ROW[:0], 0.0, 0.1),
     ],
 )
 def test_shapes_that_do_not_fit_are_a_one_line_error(call) -> None:
     with pytest.raises(ValueError) as error:
         call()
     assert "\n" not in str(error.value) and ":" in str(error.value)
+
+
+def test_on_a_gpu_only_some_checks_look(monkeypatch) -> None:
+    class OnGpu:
+        is_cuda, looks = True, 0
+
+        def __bool__(self) -> bool:
+            self.looks += 1
+            return True
+
+    condition = OnGpu()
+    monkeypatch.setattr(losses, "_LOOKS", itertools.count())
+    for _ in range(4 * 53):
+        assert losses._holds(condition)
+    assert condition.looks == 4
+    assert not losses._holds(torch.tensor(False))  # on a CPU, where it is cheap, every check does
