@@ -1,12 +1,21 @@
-"""The command line: `python -m rlhf_edu ladder | build | chat | experiment | findings | …`."""
+"""The command line: `python -m rlhf_edu ladder | chat | experiment | sft | reward | ppo | …`."""
 
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
-EXPERIMENTS = ("exact", "fresh", "grouping", "rl", "sft", "sizes")
+EXPERIMENTS = ("best_of_n", "exact", "fresh", "grouping", "rl", "sft", "sizes")
+
+
+TRAINERS = {
+    "sft": "fine-tune a model on demonstrations",
+    "reward": "train a reward model on rankings",
+    "ppo": "train a policy against a reward model; with --ptx-data, PPO-ptx",
+    "dpo": "train a policy on rankings",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     experiment = commands.add_parser("experiment", help="a finding over several seeds")
     experiment.add_argument("name", choices=EXPERIMENTS)
     experiment.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
+    for name, text in TRAINERS.items():
+        commands.add_parser(name, help=f"{text}; {name} --help", add_help=False)
+    _bench_parser(commands.add_parser("bench", help="speed and memory, alone or beside TRL's"))
     commands.add_parser("findings", help="what the papers found, and what happened here")
     books = commands.add_parser("notebooks", help="run the notebooks, or derive editions of them")
     books.add_argument("what", choices=["execute", "handouts", "slides"])
@@ -34,10 +46,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _bench_parser(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--against", choices=["trl"], help="measure TRL in turns with us")
+    bench.add_argument("--trl-python", type=Path, metavar="PATH", help="Python that has TRL")
+    bench.add_argument("--trl-ppo-python", type=Path, metavar="PATH", help="Python with trl==1.12.0")
+    bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    bench.add_argument("--stage", choices=["sft", "reward", "dpo", "ppo", "rloo"])
+    bench.add_argument("--size", choices=["2M", "87M", "309M"], help="of the model")
+    bench.add_argument("--answers", type=int, default=0, metavar="K", help="of each ranking")
+    bench.add_argument("--steps", type=int, default=6, help="timed steps of a run (default 6)")
+    bench.add_argument("--warmup", type=int, default=2, help="steps before them (default 2)")
+    bench.add_argument("--repeats", type=int, default=3, help="runs of each side (default 3)")
+    bench.add_argument("--threads", type=int, default=1, help="of either side (default 1)")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code; an error of the user's is one line, code 2."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command not in TRAINERS:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        if options.command in TRAINERS:
+            return _train(options.command, rest)
         if options.command == "ladder":
             _ladder(options)
         elif options.command == "build":
@@ -47,6 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "experiment":
             module = importlib.import_module(f"rlhf_edu.experiments.{options.name}")
             print(module.run(options.seeds))
+        elif options.command == "bench":
+            from rlhf_edu.bench import Plan, bench
+
+            print(bench(Plan(**{k: v for k, v in vars(options).items() if k != "command"})))
         elif options.command == "findings":
             from rlhf_edu.experiments.findings import findings
 
@@ -57,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
             from rlhf_edu.chat import chat
 
             chat(options.stage, options.prompt, options.greedy)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"rlhf_edu: {error}", file=sys.stderr)
         return 2
     return 0
@@ -74,6 +109,14 @@ def _ladder(options: argparse.Namespace) -> None:
     print(side_by_side(ladder.answers))
     if options.json:
         write_text(options.json, json.dumps(report, indent=1) + "\n")
+
+
+def _train(command: str, rest: list[str]) -> int:
+    if "--hub" in rest:  # before the libraries are loaded, which look only once
+        os.environ.update(HF_HUB_OFFLINE="0", HF_DATASETS_OFFLINE="0")
+    from rlhf_edu import run
+
+    return run.main(command, rest)
 
 
 def _notebooks(options: argparse.Namespace) -> None:

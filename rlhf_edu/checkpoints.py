@@ -139,7 +139,10 @@ class Checkpoint:
         folder = Path(self.config.checkpoint_folder) / f"step_{len(history):05d}"
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
-            self.model.save_pretrained(temporary)
+            # Without adapters' look at the hub, whether the base has the same vocabulary there.
+            adapters = hasattr(self.model, "get_base_model")
+            options = {"save_embedding_layers": False} if adapters else {}
+            self.model.save_pretrained(temporary, **options)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(temporary)
             save_file(self._state(), temporary / "state.safetensors")
@@ -161,6 +164,8 @@ class Checkpoint:
         settings = {k: v for k, v in settings.items() if k not in WITHOUT_EFFECT}
         weights = [_parameters(optimizer) for optimizer in self.optimizers.values()]
         weights += [list(model.parameters()) for model in self.frozen]
+        rest = [p for p in self.model.parameters() if not p.requires_grad]
+        weights += [rest] if rest else []  # the model below an adapter
         run = {"config": type(self.config).__name__, "settings": settings}
         run |= {"data": fingerprint(self.data), "weights": fingerprint(weights)}
         return json.loads(json.dumps(run))  # tuples become lists, as in the file

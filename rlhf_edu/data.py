@@ -10,7 +10,8 @@ opens the files too.
 
 import json
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -158,26 +159,79 @@ def _to_task(row: Any) -> Task:
     return Task(**given)
 
 
-def _to_prompt(row: dict[str, Any]) -> Prompt:
+def to_prompt(row: dict[str, Any]) -> Prompt:
+    """Return the prompt of a flat dictionary such as `to_json` makes; errors as in `to_ranking`."""
     if not isinstance(row, dict):
         raise ValueError(f"a line must be a JSON object, not {_short(row)}")
     texts = [_one(row, name, str) for name in ("prompt_id", "customer", "use_case", "prompt")]
     return Prompt(*texts, task=_to_task(row["task"]))
 
 
-def _to_demonstration(row: dict[str, Any]) -> Demonstration:
-    return Demonstration(_to_prompt(row), _one(row, "answer", str), _one(row, "labeler", str))
+def to_demonstration(row: dict[str, Any]) -> Demonstration:
+    """Return the demonstration of a flat dictionary; errors as in `to_ranking`."""
+    return Demonstration(to_prompt(row), _one(row, "answer", str), _one(row, "labeler", str))
 
 
-def _to_ranking(row: dict[str, Any]) -> Ranking:
+def to_ranking(row: dict[str, Any]) -> Ranking:
+    """Return the ranking of a flat dictionary such as `to_json` makes.
+
+    Raises:
+        KeyError: a key is missing.
+        ValueError: a value is of the wrong kind.
+    """
     return Ranking(
-        prompt=_to_prompt(row),
+        prompt=to_prompt(row),
         answers=_many(row, "answers", str),
         ended=_many(row, "ended", bool),
         ranks=_many(row, "ranks", int),
         labeler=_one(row, "labeler", str),
         sources=_many(row, "sources", str),
     )
+
+
+# --- conversations as texts --------------------------------------------------------------------
+
+# A prompt is one text, also where a conversation came before it. It is written down then as
+# Anthropic's transcripts are, and ends where the assistant is about to answer.
+SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+ROLES = {speaker: role for role, speaker in SPEAKERS.items()}
+TURN = re.compile(rf"\n\n({'|'.join(ROLES)}):")
+CUE = "\n\nAssistant:"
+
+
+def to_text(messages: Sequence[dict[str, str]]) -> str:
+    """Return messages up to the answer as the text of a prompt; one user's alone is that text.
+
+    Raises:
+        ValueError: a message has an unknown role, or holds what separates turns.
+    """
+    for message in messages:
+        if message["role"] not in SPEAKERS:
+            known = ", ".join(SPEAKERS)
+            raise ValueError(f"the role of a message must be {known}, not {message['role']!r}")
+        if TURN.search(message["content"]):
+            raise ValueError("a message holds what separates turns: an empty line and Human:")
+    if [message["role"] for message in messages] == ["user"]:
+        return messages[0]["content"]
+    turns = [f"\n\n{SPEAKERS[m['role']]}: {m['content']}" for m in messages]
+    return "".join(turns) + CUE
+
+
+def to_messages(text: str) -> list[dict[str, str]]:
+    """Return the messages in the text of a prompt: `to_text` backwards.
+
+    What is no transcript is one message of the user. Turns of one speaker in a row become one.
+    """
+    if not TURN.match(text):
+        return [{"role": "user", "content": text}]
+    parts = TURN.split(text.removesuffix(CUE))
+    messages: list[dict[str, str]] = []
+    for speaker, said in zip(parts[1::2], parts[2::2], strict=True):
+        if messages and messages[-1]["role"] == ROLES[speaker]:
+            messages[-1]["content"] += "\n\n" + said.strip()
+        else:
+            messages.append({"role": ROLES[speaker], "content": said.strip()})
+    return messages
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -213,17 +267,17 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         ValueError: there are no records; or a line is no JSON object, lacks a key, or has a value
             of the wrong kind, and then the message has file and line.
     """
-    return _read(path, _to_prompt)
+    return _read(path, to_prompt)
 
 
 def read_demonstrations(path: str | Path) -> list[Demonstration]:
     """Read a file of demonstrations; errors as in `read_prompts`."""
-    return _read(path, _to_demonstration)
+    return _read(path, to_demonstration)
 
 
 def read_rankings(path: str | Path) -> list[Ranking]:
     """Read a file of rankings; errors as in `read_prompts`."""
-    return _read(path, _to_ranking)
+    return _read(path, to_ranking)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -266,20 +267,32 @@ def _encode_chat(
 def _apply_template(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
 ) -> list[int]:
+    options = {"add_generation_prompt": True, "return_dict": False}
+    if "sanitize_control_tokens" in signature(tokenizer.apply_chat_template).parameters:
+        # "<|im_end|>" in a message is ten letters, and ends nothing.
+        options["sanitize_control_tokens"] = True
+    else:
+        _refuse_control_tokens(tokenizer, messages)
     try:
-        return tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            return_dict=False,
-            # "<|im_end|>" in a message is ten letters, and ends nothing.
-            sanitize_control_tokens=True,
-        )
+        return tokenizer.apply_chat_template(messages, **options)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ValueError(
             f"the chat template refuses a conversation of {roles}: {str(error).splitlines()[0]}; "
             "leave such rows out, or choose --prompt-format plain"
         ) from None
+
+
+def _refuse_control_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
+) -> None:
+    for message in messages:
+        for token in tokenizer.all_special_tokens:
+            if token in message["content"]:
+                raise ValueError(
+                    f"a message holds the control token {token}; leave it out, or install "
+                    "transformers 5.23 or newer, which can read it as letters"
+                )
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> list[int]:

@@ -90,8 +90,9 @@ def pack(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], block: int = 
         ValueError: the pages together do not fill a single block.
     """
     ids: list[int] = []
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     for text in texts:
-        ids += [tokenizer.bos_token_id, *encode_text(tokenizer, text), tokenizer.eos_token_id]
+        ids += [*start, *encode_text(tokenizer, text), tokenizer.eos_token_id]
     if len(ids) < block:
         raise ValueError(f"pack: {len(ids)} tokens do not fill a block of {block}; give more text")
     whole = len(ids) // block * block

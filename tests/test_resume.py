@@ -13,7 +13,7 @@ import tiny_models as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf_edu import checkpoints, dpo, models, ppo, pretrain, reward, sft
+from rlhf_edu import checkpoints, dpo, lora, models, ppo, pretrain, reward, sft
 
 TOK = tiny.tokenizer()
 PROMPTS = [tiny.prompt(i).text for i in range(8)]
@@ -48,6 +48,34 @@ def run_ppo(on_step=None, **options):
     return [roles.policy, roles.critic], history
 
 
+def run_sft_lora(on_step=None, **options):
+    config = sft.SFTConfig(**{"batch_size": 4, "epochs": 2, "warmup": 2} | options)
+    model = lora.new_adapter(tiny.gpt2(), rank=4)
+    model, history = sft.train_sft(model, TOK, tiny.demonstrations(11), config, on_step)
+    return [model], history
+
+
+def run_reward_lora(on_step=None, **options):
+    config = reward.RewardConfig(**{"batch_size": 4, "epochs": 2, "warmup": 2} | options)
+    model = lora.put_on(models.scalar_model_from(tiny.llama()), tiny.policy_adapter())
+    model, history = reward.train_reward(model, TOK, tiny.rankings(11, k=4), config, on_step)
+    return [model], history
+
+
+def run_ppo_lora(on_step=None, **options):
+    small = {"steps": 5, "batch_size": 6, "minibatch": 4, "max_new_tokens": 6, "ptx_coef": 0.5}
+    config, roles = ppo.PPOConfig(**small | options), tiny.lora_roles()
+    roles, history = ppo.train_ppo(roles, TOK, PROMPTS, config, on_step, ptx_blocks=BLOCKS)
+    return [roles.backbone], history
+
+
+def run_dpo_lora(on_step=None, **options):
+    config = dpo.DPOConfig(**{"batch_size": 4, "epochs": 2, "warmup": 2} | options)
+    policy = lora.put_on(tiny.llama(), tiny.policy_adapter())
+    policy, history = dpo.train_dpo(policy, policy, TOK, tiny.rankings(11), config, on_step)
+    return [policy], history
+
+
 def run_dpo(on_step=None, **options):
     config = dpo.DPOConfig(**{"batch_size": 4, "epochs": 2, "warmup": 2} | options)
     data = tiny.rankings(11)
@@ -62,7 +90,16 @@ RUNS = {
     "ppo": run_ppo,
     "dpo": run_dpo,
 }
+LORA_RUNS = {
+    "sft-lora": run_sft_lora,
+    "reward-lora": run_reward_lora,
+    "ppo-lora": run_ppo_lora,
+    "dpo-lora": run_dpo_lora,
+}
 every_trainer = pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+with_lora_too = pytest.mark.parametrize(
+    "run", [*RUNS.values(), *LORA_RUNS.values()], ids=[*RUNS, *LORA_RUNS]
+)
 
 
 def keep(folder: Path, every: int = 1) -> dict:
@@ -93,7 +130,7 @@ def timeless(history: list[dict]) -> list[dict]:
 # --- the same weights ----------------------------------------------------------------------------
 
 
-@every_trainer
+@with_lora_too
 def test_an_interrupt_at_any_step_changes_nothing(run, tmp_path: Path) -> None:
     whole, records = run()
     for step in range(len(records)):
@@ -110,14 +147,14 @@ def test_an_interrupt_at_any_step_changes_nothing(run, tmp_path: Path) -> None:
         assert seconds == sorted(seconds)
 
 
-@every_trainer
+@with_lora_too
 def test_a_run_that_is_done_comes_back_whole(run, tmp_path: Path) -> None:
     whole, records = run(**keep(tmp_path))
     trained, history = run(lambda record: pytest.fail("a step too many"), **keep(tmp_path, 3))
     assert same_bits(trained, whole) and history == records
 
 
-@every_trainer
+@with_lora_too
 def test_one_seed_repeats_and_two_differ(run) -> None:
     one, again, other = run(seed=3), run(seed=3), run(seed=4)
     assert same_bits(one[0], again[0]) and timeless(one[1]) == timeless(again[1])
@@ -148,7 +185,7 @@ def killed_after(seconds: float, work) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
-@every_trainer
+@with_lora_too
 def test_kill_9_at_random_moments(run, tmp_path: Path) -> None:
     whole, records = run()
     start = time.perf_counter()

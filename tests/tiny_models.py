@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlhf_edu import lora, models
 from rlhf_edu.data import Demonstration, Prompt, Ranking
 from rlhf_edu.pretrain import train_tokenizer
 
@@ -30,8 +31,8 @@ def llama(seed: int = 0, **options) -> LlamaForCausalLM:
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    options = {"vocab_size": 280, "initializer_range": 0.3, "tie_word_embeddings": True} | options
-    return LlamaForCausalLM(LlamaConfig(**shape, **heads, **ids, **options)).eval()
+    start = {"vocab_size": 280, "initializer_range": 0.3, "tie_word_embeddings": True}
+    return LlamaForCausalLM(LlamaConfig(**shape | heads | ids | start | options)).eval()
 
 
 def gpt2(seed: int = 0, **options) -> GPT2LMHeadModel:
@@ -60,3 +61,26 @@ def demonstrations(n: int) -> list[Demonstration]:
 def rankings(n: int, k: int = 3) -> list[Ranking]:
     answers = ("Yes!", "Old old old", "wet", "hen cat dog")[:k]
     return [Ranking(prompt(i), answers, (True,) * k, tuple(range(1, k + 1))) for i in range(n)]
+
+
+def spread(adapter: lora.Adapter, seed: int = 0) -> lora.Adapter:
+    """The adapter as if it had been trained: its B, 0 at first, is not 0."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        name: 0.2 * torch.randn(weight.shape, generator=generator) if "lora_B" in name else weight
+        for name, weight in adapter.weights.items()
+    }
+    return lora.Adapter(adapter.config, weights)
+
+
+def policy_adapter(make=llama, rank: int = 4, seed: int = 0) -> lora.Adapter:
+    return spread(lora.take_off(lora.new_adapter(make(), rank, seed=seed)), seed)
+
+
+def reward_adapter(make=llama, rank: int = 2, seed: int = 1) -> lora.Adapter:
+    model = lora.new_adapter(models.scalar_model_from(make(), seed=seed), rank, seed=seed)
+    return spread(lora.take_off(model), seed)
+
+
+def lora_roles(make=llama, **options) -> lora.LoraRoles:
+    return lora.LoraRoles(make(), policy_adapter(make), reward_adapter(make), **options)

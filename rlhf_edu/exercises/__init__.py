@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,7 +127,9 @@ def _run(function: Callable[..., Any], case: Case, gradient: str | None) -> Any:
 
 def _flat(value: Any) -> list[Tensor]:
     """A number, tensor, array, or (nested) list of them, as a flat list of float64 tensors."""
-    if isinstance(value, (tuple, list)) and any(isinstance(v, (Tensor, tuple)) for v in value):
+    if isinstance(value, (tuple, list)) and any(
+        isinstance(v, (Tensor, np.ndarray, tuple)) for v in value
+    ):
         return [tensor for part in value for tensor in _flat(part)]
     if isinstance(value, Tensor):
         return [value.detach().double()]

@@ -1,0 +1,309 @@
+"""LoRA: small trained additions to a frozen model, and the four roles of RLHF on one backbone.
+
+A linear layer W x becomes W x + (alpha / r) B A x, with A (r, in) and B (out, r) trained and W left
+alone; B starts at 0, so that a new adapter changes nothing (Hu et al. 2021, arXiv 2106.09685).
+`peft` does all of it. On disk an adapter is an ordinary peft folder: `AutoPeftModelForCausalLM`
+opens a trained policy without this package.
+"""
+
+import copy
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.utils import load_peft_weights
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_edu.models import RolesOfModels, replace_folder, scalar_head
+
+LINEAR = (nn.Linear, Conv1D)  # GPT-2 stores its linear layers as Conv1D
+HEADS = ("score", "classifier")  # what Llama and GPT-2 call a reward model's head
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter apart from any model.
+
+    Attributes:
+        config: peft's settings; `base_model_name_or_path` says which model it belongs to.
+        weights: by the names that peft gives them in files; with the head, if it has one.
+    """
+
+    config: LoraConfig
+    weights: dict[str, Tensor]
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """Weight (1, d) and bias (1,) of a reward model's head; empty for a policy."""
+        parts = {name: name.split(".") for name in self.weights}
+        return {part[-1]: self.weights[name] for name, part in parts.items() if part[-2] in HEADS}
+
+
+# --- make, take off, put on ----------------------------------------------------------------------
+
+
+def new_adapter(
+    model: PreTrainedModel, rank: int = 16, alpha: float | None = None, seed: int = 0
+) -> PeftModel:
+    """Freeze a model and put a trainable adapter into every linear layer of its backbone.
+
+    Args:
+        model: a causal language model, or a reward model, whose head is then trained as well.
+            It is changed, not copied.
+        rank: r, of every addition.
+        alpha: additions are multiplied by alpha / rank; None: 2 rank.
+        seed: of A; B is 0.
+
+    Raises:
+        ValueError: the rank is below 1, or the backbone has no linear layer.
+    """
+    if rank < 1:
+        raise ValueError(f"new_adapter: rank must be at least 1, not {rank}")
+    layers = [(n, m) for n, m in model.base_model.named_modules() if isinstance(m, LINEAR)]
+    if not layers:
+        raise ValueError("new_adapter: the model has no linear layer to add to; is it a model?")
+    config = LoraConfig(
+        task_type=TaskType.TOKEN_CLS if _is_scalar(model) else TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules=sorted({name.rsplit(".", 1)[-1] for name, _ in layers}),
+        fan_in_fan_out=isinstance(layers[0][1], Conv1D),
+    )
+    return _wrap(model, config, "default", seed)
+
+
+def _wrap(model: PreTrainedModel, config: LoraConfig, name: str, seed: int = 0) -> PeftModel:
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        # Of a name that peft still uses and transformers has changed.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(model, config, adapter_name=name).eval()
+
+
+def _is_scalar(model: PreTrainedModel) -> bool:
+    return type(model).__name__.endswith("ForTokenClassification")
+
+
+def put_on(model: PreTrainedModel, adapter: Adapter, name: str = "default") -> PeftModel:
+    """Freeze a model and put a copy of an adapter into it, trainable.
+
+    A policy's adapter fits a reward model on the same base as well: training starts from the
+    policy's backbone then, and from the reward model's own head.
+
+    Raises:
+        ValueError: the adapter belongs to a model of another shape.
+    """
+    config = copy.deepcopy(adapter.config)
+    config.inference_mode = False
+    config.task_type = TaskType.TOKEN_CLS if _is_scalar(model) else TaskType.CAUSAL_LM
+    config.base_model_name_or_path = None  # peft fills in the model's own
+    if _is_scalar(model) and not adapter.head:
+        own = {f"base_model.model.{name}": weight for name, weight in _head_of(model).items()}
+        adapter = Adapter(config, adapter.weights | own)
+    model = _wrap(model, config, name)
+    _fill(model, name, adapter)
+    return model
+
+
+def _head_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    head = next(name for name, module in model.named_children() if module is scalar_head(model))
+    return {f"{head}.{name}": weight for name, weight in scalar_head(model).state_dict().items()}
+
+
+def _fill(model: PeftModel, name: str, adapter: Adapter) -> None:
+    """Put an adapter's weights into the place that is ready for them."""
+    try:
+        found = set_peft_model_state_dict(model, adapter.weights, adapter_name=name)
+    except RuntimeError as error:
+        raise ValueError(_misfit(adapter, str(error).split("\n")[-1].strip())) from None
+    missing = [key for key in found.missing_keys if ".lora_" in key and f".{name}." in key]
+    if missing or found.unexpected_keys:
+        raise ValueError(_misfit(adapter, f"for example {(missing + found.unexpected_keys)[0]}"))
+
+
+def _misfit(adapter: Adapter, what: str) -> str:
+    base = adapter.config.base_model_name_or_path
+    return (
+        f"the adapter does not fit the model: {what}; it was trained on {base}, so start from "
+        "that model, or train the adapter anew"
+    )
+
+
+def take_off(model: PeftModel, name: str = "default") -> Adapter:
+    """Return a copy of an adapter and its settings; the model stays as it is."""
+    weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    weights = {key: weight.detach().cpu().clone() for key, weight in weights.items()}
+    return Adapter(copy.deepcopy(model.peft_config[name]), weights)
+
+
+def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+    """Add an adapter into a model's weights, W + (alpha / r) B A, in place; all can be trained."""
+    return put_on(model, adapter).merge_and_unload().eval().requires_grad_(True)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return Path(folder, "adapter_config.json").is_file()
+
+
+def load_adapter(folder: str | Path) -> Adapter:
+    """Read an adapter from a peft folder.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: it is no LoRA adapter, or does not say which model it belongs to.
+    """
+    if not is_adapter(folder) or not Path(folder, WEIGHTS_FILE).is_file():
+        names = f"adapter_config.json and {WEIGHTS_FILE}"
+        raise FileNotFoundError(f"{folder} holds no adapter; it needs {names}")
+    config = LoraConfig.from_pretrained(str(folder))
+    if config.peft_type != "LORA":
+        raise ValueError(f"{folder} holds an adapter of type {config.peft_type}; only LoRA works")
+    if not config.base_model_name_or_path:
+        raise ValueError(
+            f"{folder} does not say which model its adapter belongs to; write the model's folder "
+            "or hub id into adapter_config.json as base_model_name_or_path"
+        )
+    return Adapter(config, load_peft_weights(str(folder), device="cpu"))
+
+
+def save_adapter(adapter: Adapter, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Save adapter and tokenizer as a peft folder, all or nothing; an older folder is replaced."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    config = copy.deepcopy(adapter.config)
+    config.inference_mode = True
+    try:
+        config.save_pretrained(str(temporary))
+        save_file(adapter.weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        tokenizer.save_pretrained(temporary)
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# --- four roles on one backbone ------------------------------------------------------------------
+
+
+class LoraRoles(RolesOfModels):
+    """One frozen model with four adapters: what four networks do in the memory of little over one.
+
+    The reference is a frozen copy of the policy's first adapter. Where that one is new (B = 0),
+    the SFT model being the base itself, this is the base; where SFT trained an adapter, the base
+    is *not* the reference, so that adapters are never just turned off. Reward model and critic have
+    a head each.
+
+    The backbone stays in the role it had last, so that a backward pass, which may compute parts
+    again, finds what the forward pass ran.
+    """
+
+    NAMES = ("policy", "reference", "reward", "critic")
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        policy: Adapter,
+        reward_model: Adapter,
+        reference: Adapter | None = None,
+        critic: Adapter | None = None,
+    ) -> None:
+        """Start from a policy and a reward model that were trained on the same base.
+
+        Args:
+            base: a causal language model. It is changed, not copied: the adapters go into it.
+            policy: usually the adapter from SFT; copied, as the others are.
+            reward_model: with its head.
+            reference: where the KL penalty is measured from; None: the policy as it is now.
+            critic: None: the reward model as it is now (InstructGPT C.4).
+
+        Raises:
+            ValueError: an adapter does not fit the base, or the reward model has no head.
+        """
+        adapters = [policy, reference or policy, reward_model, critic or reward_model]
+        self.backbone = put_on(base, policy, "policy")
+        _attach_head(self.backbone.get_base_model(), adapters[2:])
+        for name, adapter in zip(self.NAMES[1:], adapters[1:], strict=True):
+            with torch.random.fork_rng(devices=[]):
+                self.backbone.add_adapter(name, copy.deepcopy(adapter.config))
+            _fill(self.backbone, name, adapter)
+        self.backbone.eval().requires_grad_(False)
+        self._learners = {name: self._parameters_of(name) for name in ("policy", "critic")}
+        self._role = ""
+        self._as("policy")
+
+    def _parameters_of(self, role: str) -> list[nn.Parameter]:
+        named = self.backbone.named_parameters()
+        return [parameter for name, parameter in named if f".{role}." in name]
+
+    def _as(self, role: str) -> PeftModel:
+        """The backbone in a role."""
+        if role != self._role:
+            self.backbone.set_adapter(role, inference_mode=True)
+            # Both learn, whichever is active: a gradient may still be on its way to the other.
+            for parameter in self.policy_parameters() + self.critic_parameters():
+                parameter.requires_grad_(True)
+            self._role = role
+        return self.backbone
+
+    @property
+    def policy(self) -> PeftModel:
+        """The model that is being trained, until another role is asked for."""
+        return self._as("policy")
+
+    @property
+    def reference(self) -> PeftModel:
+        """The policy as it was, until another role is asked for."""
+        return self._as("reference")
+
+    @property
+    def reward_model(self) -> PeftModel:
+        """The reward model, until another role is asked for."""
+        return self._as("reward")
+
+    @property
+    def critic(self) -> PeftModel:
+        """The critic, until another role is asked for."""
+        return self._as("critic")
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """See `Roles`."""
+        return list(self._learners["policy"])
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """See `Roles`."""
+        return list(self._learners["critic"])
+
+    def adapter(self, role: str) -> Adapter:
+        """Return a copy of the adapter of one of the four `NAMES`."""
+        return take_off(self.backbone, role)
+
+
+def _attach_head(model: PreTrainedModel, adapters: Sequence[Adapter]) -> None:
+    """Give a language model the place where peft switches the heads of reward model and critic."""
+    if not all(adapter.head for adapter in adapters):
+        raise ValueError(
+            "LoraRoles: the reward model's adapter has no head; give one that train_reward made"
+        )
+    weight = adapters[0].head["weight"]
+    name = next(part for part in HEADS if any(f".{part}." in key for key in adapters[0].weights))
+    setattr(model, name, nn.Linear(weight.shape[1], 1, dtype=weight.dtype, device=model.device))

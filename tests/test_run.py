@@ -1,0 +1,304 @@
+"""The four training commands: their folders, going on after a kill, and what they refuse."""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import tiny_models as tiny
+import torch
+from peft import AutoPeftModelForCausalLM
+
+from rlhf_edu import __main__, data, lora, models, run
+from rlhf_edu.reward import score_answers
+from rlhf_edu.sources import convert_gguf, find_gguf, find_source
+
+TOK = tiny.tokenizer()
+SMALL = {
+    "sft": "--epochs 2 --batch-size 4 --max-answer-tokens 12",
+    "reward": "--epochs 2 --batch-size 4 --max-answer-tokens 12",
+    "dpo": "--epochs 2 --batch-size 4 --max-answer-tokens 12",
+    "ppo": "--steps 4 --batch-size 4 --minibatch 2 --max-new-tokens 6",
+}
+LIMITS = "--max-prompt-tokens 40 --rank 2 --checkpoint-every 2".split()
+ANSWERS = ("Yes!", "Old old old")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with two base models, data, and a reward model of each arrangement."""
+    place = tmp_path_factory.mktemp("runs")
+    models.save_model(tiny.llama(), TOK, place / "base", torch.float32)
+    models.save_model(tiny.llama(1), TOK, place / "other", torch.float32)
+    (place / "text.txt").write_text("\n\n".join(tiny.TEXTS * 9), encoding="utf-8")
+    rows = [{"prompt": tiny.prompt(i).text, "chosen": "Yes!", "rejected": "wet"} for i in range(10)]
+    rows += [rows[0] | {"rejected": "Yes!"}, rows[1] | {"chosen": "old " * 200}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (place / "pairs.jsonl").write_text(lines, encoding="utf-8")
+    for name, flags in (("rm", []), ("rm-lora", ["--lora"])):
+        assert train(place, "reward", name, *flags) == 0
+    return place
+
+
+def train(place: Path, command: str, out: str, *flags: str, model: str = "base") -> int:
+    given = ["--model", str(place / model), "--data", str(place / "pairs.jsonl")]
+    given += ["--out", str(place / out), *LIMITS, *SMALL[command].split(), *flags]
+    if command == "ppo" and "--reward-model" not in flags:
+        given += ["--reward-model", str(place / ("rm-lora" if "--lora" in flags else "rm"))]
+    return __main__.main([command, *given])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    kept = [
+        path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts
+    ]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in files(folder).items() if "safetensors" in name}
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def timeless(history: list[dict]) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in ("seconds", "step_0")} for r in history]
+
+
+every_command = pytest.mark.parametrize("command", SMALL)
+both = pytest.mark.parametrize("flags", [[], ["--lora"]], ids=["full", "lora"])
+
+
+# --- what is in a run's folder -------------------------------------------------------------------
+
+
+@every_command
+@both
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(command, flags, place, capsys) -> None:
+    whole, part = f"{command}-whole{flags}", f"{command}-part{flags}"
+    assert train(place, command, whole, *flags) == 0
+    assert "12 rows of" in capsys.readouterr().out
+    for step in (0, 3):
+        kill_at(step, lambda: train(place, command, part, *flags))
+        assert not json.loads((place / part / "run.json").read_text())["done"]
+        so_far = [record["step"] for record in lines(place / part / "history.jsonl")]
+        assert so_far == list(range(step + 1))
+    assert train(place, command, part, *flags) == 0
+    ours, theirs = weights(place / part), weights(place / whole)
+    assert ours == theirs and len(ours) == (2 if command == "ppo" else 1)
+    found = [timeless(lines(place / name / "history.jsonl")) for name in (part, whole)]
+    assert found[0] == found[1] and [r["step"] for r in found[0]] == list(range(len(found[0])))
+    assert len(list((place / whole / "checkpoints").iterdir())) <= 3
+    samples = lines(place / whole / "samples.jsonl")
+    assert samples == lines(place / part / "samples.jsonl") and len(samples) == 4
+    assert samples[0].keys() >= {"prompt", "before", "after"}
+    about = json.loads((place / whole / "run.json").read_text())
+    assert about["done"] and about["run"]["command"] == command and about["versions"]["torch"]
+    # Once more, and there is nothing to do.
+    before = files(place / whole)
+    assert train(place, command, whole, *flags) == 0 and files(place / whole) == before
+    assert "done already" in capsys.readouterr().out
+
+
+def kill_at(step: int, work) -> None:
+    """Do some work in a process of its own that is killed as it reports a step."""
+    child = os.fork()
+    if child:
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        return
+    report = run.Run.step
+
+    def deadly(self, record) -> None:
+        report(self, record)
+        if record["step"] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run.Run.step = deadly
+    try:
+        work()
+    finally:
+        os._exit(1)
+
+
+def test_ctrl_c_stops_and_the_command_goes_on(place, monkeypatch, capsys) -> None:
+    report = run.Run.step
+
+    def interrupting(self, record) -> None:
+        report(self, record)
+        if record["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Run, "step", interrupting)
+        assert train(place, "sft", "stopped") == 130
+    assert "stopped after 3 steps; the same command goes on" in capsys.readouterr().out
+    assert not (place / "stopped" / "model").exists()
+    assert train(place, "sft", "stopped") == 0
+    assert len(lines(place / "stopped" / "history.jsonl")) == 6
+
+
+def test_what_was_left_out_is_said(place, capsys) -> None:
+    assert train(place, "dpo", "said") == 0
+    said = capsys.readouterr().out
+    assert "left out: 1 identical answers, 1 answer too long" in said
+    kept = json.loads((place / "said" / "run.json").read_text())["data"]
+    assert kept["used"] == 10 and kept["left_out"]["answer too long"] == 1
+
+
+# --- from one stage to the next ------------------------------------------------------------------
+
+
+def test_a_chain_of_stages_shares_one_base(place) -> None:
+    assert train(place, "sft", "c-sft", "--lora") == 0
+    for command in ("reward", "dpo"):
+        assert train(place, command, f"c-{command}", "--lora", model="c-sft") == 0
+    flags = ["--lora", "--reward-model", str(place / "c-reward")]
+    assert train(place, "ppo", "c-ppo", *flags, model="c-sft") == 0
+    for name in ("c-sft", "c-reward", "c-dpo", "c-ppo"):
+        config = json.loads((place / name / "model" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(place / "base")
+    # Reward model and DPO start from the SFT adapter, not from the base.
+    first = lines(place / "c-dpo" / "history.jsonl")[0]
+    assert first["margin"] == pytest.approx(0, abs=1e-5)
+    policy = AutoPeftModelForCausalLM.from_pretrained(place / "c-ppo" / "model")
+    assert policy.peft_config["default"].r == 2
+    # And without --lora the adapter is added into the weights.
+    assert train(place, "sft", "c-full", model="c-sft") == 0
+    assert not lora.is_adapter(place / "c-full" / "model")
+    models.load_policy(place / "c-full" / "model")
+
+
+def test_pretraining_text_is_mixed_in(place) -> None:
+    flags = ["--ptx-data", str(place / "text.txt"), "--gamma", "2", "--ptx-tokens", "16"]
+    assert train(place, "ppo", "ptx", *flags) == 0
+    assert all(record["ptx_loss"] > 0 for record in lines(place / "ptx" / "history.jsonl"))
+
+
+def test_a_reward_model_scores_its_favourites_around_zero(place) -> None:
+    model = models.load_scalar_model(place / "rm" / "model")
+    prompts = [tiny.prompt(i).text.strip() for i in range(10)]
+    assert abs(score_answers(model, TOK, prompts, ["Yes!"] * 10).mean()) < 1e-4
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def refused(capsys, message: str, code: int) -> None:
+    said = capsys.readouterr().err
+    assert code == 2 and re.search(message, said), said
+    assert said.startswith("rlhf_edu: ") and said.count("\n") == 1, said
+
+
+def test_other_settings_are_another_run(place, capsys) -> None:
+    assert train(place, "sft", "once") == 0
+    again = train(place, "sft", "once", "--lr", "0.5")
+    refused(capsys, "once holds another run: lr was 0.001, and is 0.5 now; choose another", again)
+    refused(capsys, "command was sft, and is dpo now", train(place, "dpo", "once"))
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.txt").touch()
+    refused(capsys, "mine is in use, but not by a run", train(place, "sft", "mine"))
+
+
+def test_names_that_stand_for_nothing_are_refused(place, capsys) -> None:
+    wrong = train(place, "sft", "x1", model="nowhere")
+    refused(capsys, "there is no model .*nowhere on this machine; check the path.*--hub", wrong)
+    (place / "empty").mkdir()
+    wrong = train(place, "sft", "x2", model="empty")
+    refused(capsys, r"empty holds no model \(config.json\), no adapter", wrong)
+    (place / "model.gguf").touch()
+    refused(capsys, "GGUF file: convert it first", train(place, "sft", "x3", model="model.gguf"))
+    wrong = train(place, "sft", "x4", "--device", "cuda:9")
+    refused(capsys, "torch sees no such device here", wrong)
+    wrong = train(place, "sft", "x5", "--lr", "-1")
+    refused(capsys, "lr must be above 0, not -1.0", wrong)
+    orphan = tiny.policy_adapter()
+    orphan.config.base_model_name_or_path = "gone/model"
+    lora.save_adapter(orphan, TOK, place / "orphan")
+    wrong = train(place, "sft", "x6", model="orphan")
+    refused(capsys, "orphan is an adapter for the model gone/model, and there is no model", wrong)
+    assert not any((place / f"x{i}" / "model").exists() for i in range(1, 7))
+
+
+def test_a_gated_model_is_refused_in_one_line(place, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+    def gated(*args, **options):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+    monkeypatch.setattr("rlhf_edu.sources.AutoTokenizer.from_pretrained", gated)
+    given = ["sft", "--model", "some/gated", "--data", "x", "--out", str(place / "gated")]
+    refused(capsys, "some/gated cannot be loaded; it is gated: accept its", __main__.main(given))
+
+
+def test_a_missing_template_is_refused(place, capsys) -> None:
+    wrong = train(place, "sft", "chat", "--prompt-format", "chat")
+    refused(capsys, "base has no chat template; choose --prompt-format plain", wrong)
+
+
+def test_reward_models_that_do_not_fit_are_refused(place, capsys) -> None:
+    def ppo(out: str, reward: str, *flags: str) -> int:
+        return train(place, "ppo", out, "--reward-model", str(place / reward), *flags)
+
+    refused(capsys, "other is no reward model; train one: python -m", ppo("y1", "other"))
+    assert train(place, "reward", "rm-other", "--lora", model="other") == 0
+    capsys.readouterr()
+    message = "ppo --lora has one model for all roles, .*base, but the reward model .*rm-other is "
+    refused(capsys, message + "not an adapter for it; train", ppo("y2", "rm-other", "--lora"))
+    refused(capsys, "rm is not an adapter for it", ppo("y3", "rm", "--lora"))
+    tokenizer = tiny.train_tokenizer([text.upper() for text in tiny.TEXTS * 5], 270)
+    models.save_model(models.scalar_model_from(tiny.llama()), tokenizer, place / "upper")
+    message = r"reads other tokens than the policy .* \(270 and 280; .* train a reward model from"
+    refused(capsys, message, ppo("y4", "upper"))
+    refused(capsys, "--ptx-data and --gamma go together", ppo("y5", "rm", "--gamma", "1"))
+    assert train(place, "sft", "sft-lora", "--lora") == 0
+    capsys.readouterr()
+    refused(capsys, "sft-lora is no reward model", ppo("y6", "sft-lora"))
+
+
+def test_a_tokenizer_larger_than_its_model_is_refused(place, capsys) -> None:
+    models.save_model(tiny.llama(vocab_size=200), TOK, place / "small")
+    wrong = train(place, "sft", "z1", model="small")
+    refused(capsys, "the tokenizer has 280 tokens, but the model only 200; give the model", wrong)
+
+
+def test_help_explains_every_setting(capsys) -> None:
+    for command in SMALL:
+        with pytest.raises(SystemExit) as end:
+            __main__.main([command, "--help"])
+        assert end.value.code == 0
+        said = capsys.readouterr().out
+        assert "--lora" in said and "--lr" in said and "of the order" in said or command == "ppo"
+    with pytest.raises(SystemExit):
+        __main__.main(["ladder", "--nonsense"])
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+def test_sources(place) -> None:
+    plain = find_source(place / "base")
+    assert plain.adapter is None and plain.base == plain.folder == str(place / "base")
+    adapter = find_source(place / "rm-lora")
+    assert adapter.folder == str(place / "rm-lora" / "model") and adapter.base == plain.base
+    assert adapter.adapter.head["bias"].shape == (1,)
+    with pytest.raises(FileNotFoundError, match="no installed package no_such_package"):
+        find_gguf("no_such_package")
+    with pytest.raises(FileNotFoundError, match="no installed package json"):
+        find_gguf("json")
+    with pytest.raises(ValueError, match="model.gguf cannot be loaded"):
+        (place / "model.gguf").touch()
+        convert_gguf(place / "model.gguf", place / "converted")
+    assert not (place / "converted").exists()
+
+
+def test_the_shipped_rankings_are_read_by_the_commands(tmp_path) -> None:
+    data.write_jsonl(tmp_path / "rankings.jsonl", tiny.rankings(6))
+    models.save_model(tiny.llama(), TOK, tmp_path / "base", torch.float32)
+    given = f"--model {tmp_path}/base --data {tmp_path}/rankings.jsonl --out {tmp_path}/out"
+    assert __main__.main(["reward", *given.split(), "--limit", "5"]) == 0
+    about = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert about["data"]["format"] == "the course schema" and about["data"]["used"] == 5
