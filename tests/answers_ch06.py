@@ -1,0 +1,99 @@
+"""Right and wrong answers to the exercises of chapter 06; see test_exercises.py."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def row_by_loop(score, logprobs, ref_logprobs, beta):
+    row = [-beta * (a - b).item() for a, b in zip(logprobs, ref_logprobs, strict=True)]
+    row[-1] += score
+    return row
+
+
+def row_by_one_hot(score, logprobs, ref_logprobs, beta):
+    last = torch.zeros_like(logprobs)
+    last[-1] = 1.0
+    return score * last + beta * (ref_logprobs - logprobs)
+
+
+def mask_by_length(response, eos):
+    rows = [row.tolist() for row in response]
+    lengths = [row.index(eos) + 1 if eos in row else len(row) for row in rows]
+    return torch.arange(response.shape[1])[None] < torch.tensor(lengths)[:, None]
+
+
+def mask_by_shift(response, eos):
+    over = F.pad((response == eos).long(), (1, 0))[:, :-1].cumsum(1)
+    return (over == 0).long()
+
+
+def estimators_by_ratio(logprobs, ref_logprobs):
+    r = (ref_logprobs - logprobs).exp()
+    return -r.log(), r.log() ** 2 / 2, r - 1 - r.log()
+
+
+def estimators_in_numpy(logprobs, ref_logprobs):
+    k1 = np.asarray(logprobs) - np.asarray(ref_logprobs)
+    return k1, 0.5 * np.square(k1), np.expm1(-k1) + k1
+
+
+def exact_by_kl_div(logits, ref_logits):
+    p, q = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    return F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+
+
+def exact_by_entropies(logits, ref_logits):
+    p = logits.softmax(-1)
+    return (p * p.log()).sum(-1) - (p * ref_logits.softmax(-1).log()).sum(-1)
+
+
+def third(k3):
+    """The right k1 and k2, and another k3, a function of log(reference / policy)."""
+    return lambda lp, ref: (*estimators_by_ratio(lp, ref)[:2], k3(ref - lp))
+
+
+RIGHT = {
+    "check_reward_row": [row_by_loop, row_by_one_hot],
+    "check_answer_mask": [mask_by_length, mask_by_shift],
+    "check_kl_estimators": [estimators_by_ratio, estimators_in_numpy],
+    "check_exact_kl": [exact_by_kl_div, exact_by_entropies],
+}
+# (check, a wrong answer, words of the message that names it)
+WRONG = [
+    ("check_reward_row", lambda s, p, q, b: row_by_loop(s, q, p, b), "KL has the wrong sign"),
+    ("check_reward_row", lambda s, p, q, b: s - b * (p - q), "arrives once"),
+    ("check_reward_row", lambda s, p, q, b: row_by_one_hot(s, p, q, 1.0), "beta has no effect"),
+    ("check_reward_row", lambda s, p, q, b: row_by_loop(b * s, p, q, b), "weighs the score too"),
+    ("check_reward_row", lambda s, p, q, b: b * (q - p), "score is missing"),
+    (
+        "check_reward_row",
+        lambda s, p, q, b: F.pad(torch.tensor([s - b * (p - q).sum()]), (len(p) - 1, 0)),
+        "each token pays for itself",
+    ),
+    ("check_answer_mask", lambda x, eos: (x != eos).long(), "never learn to stop"),
+    (
+        "check_answer_mask",
+        lambda x, eos: ((x == eos).cumsum(1) < 1).long(),
+        "end-of-text itself is left out",
+    ),
+    ("check_answer_mask", lambda x, eos: torch.ones(x.shape), "everything counts"),
+    ("check_answer_mask", lambda x, eos: (x > 0).float(), "from the id of padding"),
+    ("check_kl_estimators", lambda p, q: estimators_by_ratio(q, p), "other way round"),
+    (
+        "check_kl_estimators",
+        lambda p, q: (p - q, (p - q) ** 2, estimators_by_ratio(p, q)[2]),
+        "lacks its half",
+    ),
+    ("check_kl_estimators", third(lambda x: x.exp() - 1), "lacks - log r"),
+    ("check_kl_estimators", third(lambda x: x.exp() - x), "lacks - 1"),
+    ("check_kl_estimators", third(lambda x: (-x).exp() - 1 + x), "upside down"),
+    ("check_exact_kl", lambda x, y: exact_by_kl_div(y, x), "KL(reference || policy)"),
+    ("check_exact_kl", lambda x, y: (x.softmax(-1) * (x - y)).sum(-1), "no log-probabilities"),
+    ("check_exact_kl", lambda x, y: exact_by_kl_div(x, y).sum(), "one for each place"),
+    (
+        "check_exact_kl",
+        lambda x, y: (x.log_softmax(-1) - y.log_softmax(-1)).mean(-1),
+        "plain mean",
+    ),
+]
