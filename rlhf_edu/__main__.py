@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
 def _bench_parser(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--against", choices=["trl"], help="measure TRL in turns with us")
     bench.add_argument("--trl-python", type=Path, metavar="PATH", help="Python that has TRL")
-    bench.add_argument("--trl-ppo-python", type=Path, metavar="PATH", help="Python with trl==1.12.0")
+    bench.add_argument(
+        "--trl-ppo-python", type=Path, metavar="PATH", help="Python with trl==1.12.0"
+    )
     bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     bench.add_argument("--stage", choices=["sft", "reward", "dpo", "ppo", "rloo"])
     bench.add_argument("--size", choices=["2M", "87M", "309M"], help="of the model")
@@ -92,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
             from rlhf_edu.chat import chat
 
             chat(options.stage, options.prompt, options.greedy)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         print(f"rlhf_edu: {error}", file=sys.stderr)
         return 2
     return 0

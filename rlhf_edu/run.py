@@ -26,7 +26,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from rlhf_edu import __version__
 from rlhf_edu.data import Demonstration, Ranking, write_text
@@ -38,8 +38,10 @@ from rlhf_edu.formats import (
     load_pages,
     load_prompts,
     load_rankings,
+    one_line_errors,
 )
 from rlhf_edu.generation import generate
+from rlhf_edu.ledger import GB, Ledger, explained, ppo_ledger
 from rlhf_edu.lora import Adapter, LoraRoles, new_adapter, put_on, save_adapter, take_off
 from rlhf_edu.models import (
     RolesOfModels,
@@ -321,17 +323,29 @@ def _ppo(run: Run) -> None:
     if bool(run.options.ptx_data) != bool(run.options.gamma):
         raise ValueError("ppo: --ptx-data and --gamma go together; give both or neither")
     prompts: list[str] = run.load(load_prompts, run.config.max_new_tokens)
-    roles, shown = _roles(run), prompts[:SAMPLES]
-    before = run.answers(roles.policy, shown)
-    text = _blocks(run) if run.options.ptx_data else None
-    settings = run.config, run.step, text
-    roles, history = train_ppo(roles, run.tokenizer, prompts, *settings)
+    shown, expected = prompts[:SAMPLES], _ledger(run)
+    print(f"memory: about {expected.peak / GB:.1f} GB at most")
+    with explained(expected):
+        roles = _roles(run)
+        before = run.answers(roles.policy, shown)
+        text = _blocks(run) if run.options.ptx_data else None
+        settings = run.config, run.step, text
+        roles, history = train_ppo(roles, run.tokenizer, prompts, *settings)
     samples = _before_and_after(shown, before, run.answers(_as_saved(roles.policy), shown))
     if isinstance(roles, LoraRoles):
         trained = {"model": roles.adapter("policy"), "critic": roles.adapter("critic")}
     else:
         trained = {"model": roles.policy, "critic": roles.critic}
     run.finish(history, trained, samples)
+
+
+def _ledger(run: Run) -> Ledger:
+    """What the run will need in memory, with prompts and answers as long as they may be."""
+    with one_line_errors(run.source.base):
+        config = AutoConfig.from_pretrained(run.source.base)
+    sizes = run.config.batch_size, run.config.minibatch
+    lengths = run.options.max_prompt_tokens, run.config.max_new_tokens
+    return ppo_ledger(config, *sizes, *lengths, run.options.rank * run.options.lora, run.dtype)
 
 
 def _roles(run: Run) -> RolesOfModels:

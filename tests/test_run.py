@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -257,6 +258,20 @@ def test_reward_models_that_do_not_fit_are_refused(place, capsys) -> None:
     assert train(place, "sft", "sft-lora", "--lora") == 0
     capsys.readouterr()
     refused(capsys, "sft-lora is no reward model", ppo("y6", "sft-lora"))
+
+
+@pytest.mark.parametrize("flags", [[], ["--lora"]], ids=["networks", "lora"])
+def test_out_of_memory_says_which_role_took_what(flags, place, capsys, monkeypatch) -> None:
+    def too_much(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(run, "train_ppo", too_much)
+    assert train(place, "ppo", "oom", *flags) == 2
+    said = capsys.readouterr()
+    assert "memory: about 0." in said.out
+    assert re.search(r"out of memory; PPO was expected to take .*: lower", said.err)
+    assert "critic       optimizer" in said.err and not (place / "oom" / "model").exists()
+    shutil.rmtree(place / "oom")
 
 
 def test_a_tokenizer_larger_than_its_model_is_refused(place, capsys) -> None:
