@@ -3,7 +3,8 @@
     python -m rlhf_edu experiment rl [--seeds N]
 
 Every run starts from the shipped SFT model, with the shipped reward model or the rankings it
-learned from, and is shorter than the ladder's: 40 steps of 64 episodes. A seed draws the prompts,
+learned from, and is shorter than the ladder's: 40 steps of 64 episodes; where a run is pressed, up
+to 80 at twice the learning rate, so that over-optimisation shows. A seed draws the prompts,
 the samples and their order. The exam is the first 256 test prompts; the answers to a few of them
 are stored, and a curve of the training.
 """
@@ -37,10 +38,11 @@ from rlhf_edu.tinyweb.pages import web
 from rlhf_edu.tinyweb.prompts import make_prompts
 
 BETAS = (0.0, 0.05, 0.15, 0.5, 2.0)
-GAMMAS = (0.3, 1.0, 3.0)
+GAMMAS = (0.3, 1.0)
 DPO_BETAS = (0.1, 0.3, 1.0)
 BETA = 0.05  # of the runs with pretraining gradients; 40 times it is among the BETAS
-LONG, EVERY = 80, 10  # steps without a penalty, and how often to look
+LONG, EVERY = 80, 10  # pressed steps without a price, and how often to look
+PRESSED = 50  # pressed steps at each of the other prices
 SHOWN = 6  # answers of every run are stored
 
 
@@ -60,6 +62,7 @@ class Bench:
         self.config = PPOConfig(
             steps=40, batch_size=64, epochs=1, lr=3e-4, seed=seed, max_kl=float("inf")
         )
+        self.pressed = replace(self.config, lr=6e-4)
 
     def look(self, policy: PreTrainedModel) -> dict[str, float]:
         """Gold and the reward model's score of its answers, KL (nats), words, web loss."""
@@ -102,6 +105,14 @@ def by_beta(beta: float, seed: int) -> dict[str, Any]:
     return bench.measure(roles.policy, history)
 
 
+def pressed(beta: float, seed: int) -> dict[str, Any]:
+    """PPO at a price of KL, at twice the learning rate and for longer."""
+    bench = Bench(seed)
+    roles, config = bench.roles(), replace(bench.pressed, beta=beta, steps=PRESSED)
+    _, history = train_ppo(roles, bench.tokenizer, bench.prompts, config)
+    return bench.measure(roles.policy, history)
+
+
 def by_gamma(gamma: float, seed: int) -> dict[str, Any]:
     """PPO-ptx at a weight of pretraining text."""
     bench = Bench(seed)
@@ -114,7 +125,7 @@ def by_gamma(gamma: float, seed: int) -> dict[str, Any]:
 def without_penalty(seed: int) -> dict[str, Any]:
     """A long run without any price of KL, looked at every few steps."""
     bench = Bench(seed)
-    roles, config = bench.roles(), replace(bench.config, beta=0.0, steps=LONG, lr=6e-4)
+    roles, config = bench.roles(), replace(bench.pressed, beta=0.0, steps=LONG)
     found = [{"step": 0, **bench.look(bench.sft)}]
 
     def look(record: dict[str, Any]) -> None:
@@ -143,6 +154,7 @@ def run(seeds: int) -> str:
         cells[f"long seed {seed}"] = lambda s=seed: without_penalty(s)
         cells |= {f"ppo {b} seed {seed}": lambda b=b, s=seed: by_beta(b, s) for b in BETAS}
         cells |= {f"ptx {g} seed {seed}": lambda g=g, s=seed: by_gamma(g, s) for g in GAMMAS}
+        cells |= {f"pressed {b} seed {seed}": lambda b=b, s=seed: pressed(b, s) for b in BETAS[1:]}
         cells |= {f"dpo {b} seed {seed}": lambda b=b, s=seed: by_dpo(b, s) for b in DPO_BETAS}
     found = run_grid("rl", f"python -m rlhf_edu experiment rl --seeds {seeds}", cells)
     return table(found)
@@ -151,7 +163,7 @@ def run(seeds: int) -> str:
 def table(found: Cells) -> str:
     """Gold, score, KL and web loss of every kind of run, over seeds."""
     kinds = [f"ppo {b}" for b in BETAS] + [f"ptx {g}" for g in GAMMAS]
-    kinds += [f"dpo {b}" for b in DPO_BETAS]
+    kinds += [f"pressed {b}" for b in BETAS[1:]] + [f"dpo {b}" for b in DPO_BETAS]
     columns = ("gold", "reward", "kl", "web_loss", "words")
     lines = [f"{'run':<10}" + "".join(f"{column:>24}" for column in columns)]
     for kind in ["sft", *kinds]:
@@ -172,8 +184,18 @@ def _less(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], key: str) ->
 # --- verdicts ----------------------------------------------------------------------------------
 
 
+def by_price(cells: Cells) -> dict[float, list[dict[str, Any]]]:
+    """The pressed runs of every price of KL, one a seed, after as many steps."""
+    free = [_after(cell["steps"], PRESSED) for cell in each_seed(cells, "long")]
+    return {BETAS[0]: free} | {beta: each_seed(cells, f"pressed {beta}") for beta in BETAS[1:]}
+
+
+def _after(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
+    return next(row for row in rows if row["step"] == step)
+
+
 def _interior(cells: Cells) -> tuple[str, str]:
-    runs = {beta: each_seed(cells, f"ppo {beta}") for beta in BETAS}
+    runs = by_price(cells)
     best = max(BETAS, key=lambda beta: _over(runs[beta], "gold").mean)
     ends = {beta: _less(runs[best], runs[beta], "gold") for beta in (BETAS[0], BETAS[-1])}
     gaps = "; ".join(f"{gap} above beta {beta:g}" for beta, gap in ends.items())
@@ -216,8 +238,7 @@ def _tax(cells: Cells) -> tuple[str, str]:
 
 def _frontier(cells: Cells) -> tuple[str, str]:
     shares = []
-    seeds = len(each_seed(cells, "sft"))
-    for seed in range(seeds):
+    for seed in range(len(each_seed(cells, "sft"))):
         dpo = [cells[f"dpo {beta} seed {seed}"] for beta in DPO_BETAS]
         ppo = [cells[f"ppo {beta} seed {seed}"] for beta in BETAS]
         beaten = [any(d["gold"] >= p["gold"] and d["kl"] <= p["kl"] for d in dpo) for p in ppo]
