@@ -521,7 +521,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 @torch.no_grad()
 def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
-    """(reward - mean) / (std + eps) over the answers to each prompt (GRPO 4.1.2).
+    """(reward - mean) / (std + eps) over the answers to each prompt (GRPO).
 
     The scale of the rewards drops out, and with it how much is at stake in this prompt. The std
     is the one of these K numbers (divisor K).
@@ -542,7 +542,7 @@ def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def answer_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over answers of each answer's mean over its tokens, a scalar (GRPO Eq. 3).
+    """Mean over answers of each answer's mean over its tokens, a scalar (GRPO).
 
     Every answer weighs the same, so a token of a long one weighs less; compare `masked_mean`.
 
