@@ -13,7 +13,7 @@ from rlhf_edu import notebook
 from rlhf_edu.data import Prompt, Ranking
 from rlhf_edu.models import save_model, scalar_model_from
 from rlhf_edu.notebook import Course, Live, LiveCurve, Progress, progress, show, start
-from rlhf_edu.widgets import QUANTITIES, LabelForm, Microscope, TalkToEveryStage
+from rlhf_edu.widgets import QUANTITIES, CostCalculator, LabelForm, Microscope, TalkToEveryStage
 
 TOKENIZER = tiny_models.tokenizer()
 
@@ -304,3 +304,36 @@ def test_label_form_wants_answers_to_compare(answers: tuple) -> None:
     rows = [Ranking(Prompt("p", "c", "chat", "?"), answers, (True,) * k, (1,) * k)] if k else []
     with pytest.raises(ValueError, match="2 to 9 answers"):
         LabelForm(rows)
+
+
+# --- the cost calculator -----------------------------------------------------------------------
+
+
+def test_cost_calculator_gives_the_days_of_the_paper() -> None:
+    costs = CostCalculator(gpus=8, peak=312, utilisation=100)
+    # 3,640 petaflop/s-days on eight A100 at their dense peak.
+    assert costs.days()["GPT-3, pretraining"] == pytest.approx(1458, abs=1)
+    assert costs.days()["PPO-ptx"] == pytest.approx(24, abs=0.1)
+    full = costs.days()["SFT"]
+    costs.utilisation.value = 40
+    assert costs.days()["SFT"] == pytest.approx(2.5 * full)
+    assert costs.words().startswith("Cost calculator, 8 GPUs of 312 teraflop/s at 40 %: GPT-3")
+    assert costs._repr_mimebundle_()["text/plain"] == repr(costs) == costs.words()
+
+
+def test_cost_calculator_survives_the_ends_of_its_sliders() -> None:
+    costs = CostCalculator()
+    before = costs.page.value
+    for slider in (costs.peak, costs.utilisation, costs.price):
+        for end in (slider.min, slider.max):
+            slider.value = end
+            assert "PPO-ptx" in costs.page.value
+            assert min(costs.days().values()) > 0
+    for number in (costs.gpus.options[0], costs.gpus.options[-1]):
+        costs.gpus.value = number
+        assert f"{number} GPUs" in costs.words()
+    assert costs.page.value != before
+    costs.gpus.value, costs.utilisation.value, costs.peak.value = 1, 5, 10
+    assert "years" in costs.words()
+    costs.gpus.value, costs.utilisation.value, costs.peak.value = 4096, 100, 1000
+    assert "hours" in costs.words()
