@@ -1,11 +1,23 @@
 """Grids of experiments: what is done stays done, and tables say what was measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny_models as tiny
+import torch
 
-from rlhf_edu.experiments import above, exact, findings, fresh, grouping, over_seeds, run_grid
+from rlhf_edu.experiments import (
+    above,
+    best_of_n,
+    exact,
+    findings,
+    fresh,
+    grouping,
+    over_seeds,
+    rl,
+    run_grid,
+)
 
 
 def test_a_grid_goes_on_where_it_was_interrupted(tmp_path):
@@ -80,3 +92,138 @@ def test_split_keeps_every_comparison_and_drops_ties():
     assert [item.answers for item in items] == [("b", "a"), ("b", "c")]
     assert [item.ended for item in items] == [(False, True), (False, True)]
     assert all(item.ranks == (1, 2) and item.labeler == "l" for item in items)
+
+
+def test_weights_of_best_of_n_by_listing_all_ways():
+    scores = torch.tensor([0.5, 2.0, 0.5, -1.0])
+    assert best_of_n.best_of_n_weights(scores, 1).tolist() == [0.25] * 4
+    # Of the six pairs three have the 2.0, and three are won by one of the two equal ones.
+    expected = torch.tensor([1.5, 3.0, 1.5, 0.0]).double() / 6
+    assert torch.allclose(best_of_n.best_of_n_weights(scores, 2), expected)
+    assert best_of_n.best_of_n_weights(scores, 4).tolist() == [0, 1, 0, 0]
+    with pytest.raises(ValueError, match="from 1 to 4"):
+        best_of_n.best_of_n_weights(scores, 5)
+
+
+def test_tastes_change_what_labelers_prefer():
+    rankings = best_of_n.few(60, 0)
+    assert best_of_n.few(60, 0) == rankings != best_of_n.few(60, 1)
+
+    def gap(taste: str, part: str) -> float:
+        """How much more of something the better ones of pairs have."""
+        people = best_of_n.population(taste)
+        pairs = grouping.split(best_of_n.rank_again(people, rankings))
+        found = [
+            [
+                getattr(people.judge(p.prompt, a, e), part)
+                for a, e in zip(p.answers, p.ended, strict=True)
+            ]
+            for p in pairs
+        ]
+        return sum(better - worse for better, worse in found) / len(found)
+
+    assert gap("long", "words") > gap("none", "words")
+    assert gap("humble", "hedging") > gap("none", "hedging")
+    assert all(person.length == best_of_n.LONG for person in best_of_n.population("long").labelers)
+    assert all(person.confidence == 0 for person in best_of_n.population("humble").labelers)
+
+
+def test_best_of_n_is_judged_over_seeds():
+    def curve(gold: float, words: float, hedging: float) -> dict:
+        return {"curve": [{"gold": gold, "words": words, "hedging": hedging}]}
+
+    ends = {"labels 3000": 3.0, "labels 100": 2.0, "small 3000": 2.5}
+    cells = {f"{k} seed {s}": curve(g + s, 0, 0) for k, g in ends.items() for s in (0, 1)}
+    for kind in ("taste", "ppo"):
+        for taste, words, hedging in (("none", 9, 0.1), ("long", 12, 0.1), ("humble", 9, 0.3)):
+            cell = (
+                curve(0, words, hedging)
+                if kind == "taste"
+                else curve(0, words, hedging)["curve"][0]
+            )
+            cells |= {f"{kind} {taste} seed {s}": cell for s in (0, 1)}
+    judged = {f.name: f.judge(cells) for f in best_of_n.FINDINGS}
+    assert {verdict for _, verdict in judged.values()} == {"reproduced"}
+    assert "1.00 [1.00, 1.00] more with 3000" in judged["F22"][0]
+
+
+# --- the price of KL ---------------------------------------------------------------------------
+
+
+def rl_cells(gold_at, seeds: int = 3) -> dict:
+    """Cells of `experiment rl` in which gold at a price, pressed, is `gold_at[beta]`."""
+    cells = {}
+    for s in range(seeds):
+        noise = 0.01 * s
+        path = {0: 2.0, 30: 2.5, rl.PRESSED: gold_at[0.0], rl.LONG: 0.5}
+        rows = [
+            {"step": step, "gold": gold + noise, "reward": step / 50 + noise, "kl": 0.1 * step}
+            for step, gold in path.items()
+        ]
+        cells[f"sft seed {s}"] = {"gold": 2.0, "base_web_loss": 0.8, "web_loss": 0.9}
+        cells[f"long seed {s}"] = {"steps": rows}
+        for beta in rl.BETAS:
+            run = {"gold": 2.2, "reward": 0.5 - beta / 5 - noise, "kl": 1.0, "web_loss": 1.0}
+            cells[f"ppo {beta} seed {s}"] = run
+            cells[f"pressed {beta} seed {s}"] = run | {"gold": gold_at[beta] + noise * (beta != 0)}
+        for gamma in rl.GAMMAS:
+            cells[f"ptx {gamma} seed {s}"] = {"web_loss": 0.82 + 0.1 * noise, "reward": 0.4}
+        for beta in rl.DPO_BETAS:
+            cells[f"dpo {beta} seed {s}"] = {"gold": 2.5, "kl": 0.5}
+    return cells
+
+
+def verdict(name: str, cells: dict) -> str:
+    return next(finding for finding in rl.FINDINGS if finding.name == name).judge(cells)[1]
+
+
+def test_the_best_price_must_beat_both_ends() -> None:
+    inside = dict(zip(rl.BETAS, (1.0, 2.0, 3.0, 2.5, 2.0), strict=True))
+    assert verdict("F19", rl_cells(inside)) == "reproduced"
+    assert verdict("F19", rl_cells(inside | {0.0: 3.5})) == "not reproduced"
+    noisy = rl_cells(inside)
+    noisy["pressed 2.0 seed 0"]["gold"] = 4.0
+    assert verdict("F19", noisy) == "inconclusive"
+
+
+def test_over_optimisation_rises_and_then_falls_below_its_start() -> None:
+    flat = dict.fromkeys(rl.BETAS, 1.0)
+    assert verdict("F20", rl_cells(flat)) == "reproduced"
+    rising = rl_cells(flat | {0.0: 2.6})
+    for cell in (rising[f"long seed {s}"] for s in range(3)):
+        cell["steps"] = cell["steps"][:3]
+    assert verdict("F20", rising) == "not reproduced"
+
+
+def test_tax_and_frontier_are_judged_by_seed() -> None:
+    cells = rl_cells(dict.fromkeys(rl.BETAS, 1.0))
+    for s in range(3):  # a high price leaves half of the tax
+        cells[f"ppo {rl.BETAS[-1]} seed {s}"] = {"web_loss": 0.9 + s / 100, "reward": 0.1}
+        cells[f"ppo {rl.BETAS[-1]} seed {s}"] |= {"gold": 2.1, "kl": 0.6}
+    assert verdict("F29", cells) == "reproduced" and verdict("F40", cells) == "reproduced"
+    for s in range(3):
+        cells |= {f"dpo {beta} seed {s}": {"gold": 1.0, "kl": 2.0} for beta in rl.DPO_BETAS}
+        cells |= {f"ptx {gamma} seed {s}": {"web_loss": 0.95 + s / 100} for gamma in rl.GAMMAS}
+    assert verdict("F29", cells) == "not reproduced" and verdict("F40", cells) == "not reproduced"
+
+
+def test_a_run_of_each_kind_in_miniature(monkeypatch) -> None:
+    class Small(rl.Bench):
+        def __init__(self, seed: int) -> None:
+            super().__init__(seed)
+            self.test, self.blocks = self.test[:8], self.blocks[:4]
+            self.config = replace(self.config, steps=2, batch_size=8, max_new_tokens=12)
+            self.pressed = replace(self.pressed, batch_size=8, max_new_tokens=12)
+
+    rankings = rl.read_rankings(rl.data_folder() / "rankings.jsonl")[:8]
+    monkeypatch.setattr(rl, "read_rankings", lambda path: rankings)
+    monkeypatch.setattr(rl, "Bench", Small)
+    for name, value in (("LONG", 2), ("EVERY", 1), ("PRESSED", 1)):
+        monkeypatch.setattr(rl, name, value)
+    found = [rl.by_beta(0.1, 0), rl.pressed(0.1, 0), rl.by_gamma(1.0, 0), rl.by_dpo(0.1, 0)]
+    for cell in [rl.before(0), *found]:
+        assert {"gold", "reward", "kl", "web_loss", "words"} <= cell.keys()
+        assert len(cell["answers"]) == rl.SHOWN
+    assert all(cell["curve"][0]["step"] == 0 for cell in found)
+    steps = rl.without_penalty(0)["steps"]
+    assert [row["step"] for row in steps] == [0, 1, 2] and steps[0]["kl"] == pytest.approx(0)
