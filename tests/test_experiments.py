@@ -165,7 +165,8 @@ def rl_cells(gold_at, seeds: int = 3) -> dict:
         for beta in rl.BETAS:
             run = {"gold": 2.2, "reward": 0.5 - beta / 5 - noise, "kl": 1.0, "web_loss": 1.0}
             cells[f"ppo {beta} seed {s}"] = run
-            cells[f"pressed {beta} seed {s}"] = run | {"gold": gold_at[beta] + noise * (beta != 0)}
+        for beta in rl.PRICES[1:]:
+            cells[f"pressed {beta} seed {s}"] = {"gold": gold_at[beta] + noise}
         for gamma in rl.GAMMAS:
             cells[f"ptx {gamma} seed {s}"] = {"web_loss": 0.82 + 0.1 * noise, "reward": 0.4}
         for beta in rl.DPO_BETAS:
@@ -178,16 +179,16 @@ def verdict(name: str, cells: dict) -> str:
 
 
 def test_the_best_price_must_beat_both_ends() -> None:
-    inside = dict(zip(rl.BETAS, (1.0, 2.0, 3.0, 2.5, 2.0), strict=True))
+    inside = dict(zip(rl.PRICES, (1.0, 2.0, 3.0, 2.5, 2.2, 2.0), strict=True))
     assert verdict("F19", rl_cells(inside)) == "reproduced"
     assert verdict("F19", rl_cells(inside | {0.0: 3.5})) == "not reproduced"
     noisy = rl_cells(inside)
-    noisy["pressed 2.0 seed 0"]["gold"] = 4.0
+    noisy["pressed 8.0 seed 0"]["gold"] = 4.0
     assert verdict("F19", noisy) == "inconclusive"
 
 
 def test_over_optimisation_rises_and_then_falls_below_its_start() -> None:
-    flat = dict.fromkeys(rl.BETAS, 1.0)
+    flat = dict.fromkeys(rl.PRICES, 1.0)
     assert verdict("F20", rl_cells(flat)) == "reproduced"
     rising = rl_cells(flat | {0.0: 2.6})
     for cell in (rising[f"long seed {s}"] for s in range(3)):
@@ -196,7 +197,7 @@ def test_over_optimisation_rises_and_then_falls_below_its_start() -> None:
 
 
 def test_tax_and_frontier_are_judged_by_seed() -> None:
-    cells = rl_cells(dict.fromkeys(rl.BETAS, 1.0))
+    cells = rl_cells(dict.fromkeys(rl.PRICES, 1.0))
     for s in range(3):  # a high price leaves half of the tax
         cells[f"ppo {rl.BETAS[-1]} seed {s}"] = {"web_loss": 0.9 + s / 100, "reward": 0.1}
         cells[f"ppo {rl.BETAS[-1]} seed {s}"] |= {"gold": 2.1, "kl": 0.6}

@@ -1,0 +1,208 @@
+"""The benchmark: our side's workers, how measurements become a table, and what TRL needs."""
+
+import functools
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_edu import __main__, bench, bench_worker
+from rlhf_edu.bench import Plan
+from rlhf_edu.bench_worker import Job
+
+TINY = Job("ours", "sft", size="tiny", warmup=1, steps=2, batch=2, epochs=1, tokens=4)
+
+
+@pytest.fixture(autouse=True)
+def tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = functools.partial(bench_worker.machine_rates, seconds=0.0)
+    monkeypatch.setattr(bench_worker, "machine_rates", rates)
+    monkeypatch.setitem(bench_worker.SIZES, "tiny", (16, 1, 2))
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
+def test_a_worker_of_our_side(stage: str) -> None:
+    found = bench_worker.run(replace(TINY, stage=stage))
+    for key in ("seconds", "cpu_seconds", "per_second", "tokens_per_second", "flops"):
+        assert found[key] > 0, key
+    units = found["per_second"] * found["seconds"]
+    assert units == pytest.approx(found["per_cpu_second"] * found["cpu_seconds"])
+    tokens = found["tokens_per_second"] * found["seconds"]
+    if stage == "ppo":
+        assert units == pytest.approx(2) and 2 <= tokens <= 8
+        assert {"generation", "evaluation", "learning"} < set(found["phases"])
+    elif stage == "sft":
+        assert units == pytest.approx(tokens)
+    else:
+        assert units >= 2  # two rankings, each with a comparison or more
+    assert ("reference" in found["phases"]) == (stage == "dpo")
+    if found["phases"]:
+        assert sum(found["phases"].values()) == pytest.approx(1)
+    assert found["memory_mb"] >= 0 and found["threads"] == 1
+
+
+def test_two_answers_make_one_comparison() -> None:
+    found = bench_worker.run(replace(TINY, stage="reward", answers=2))
+    assert found["per_second"] * found["seconds"] == pytest.approx(2)
+
+
+def test_same_weights_every_time() -> None:
+    first, second = bench_worker.make_policy(TINY), bench_worker.make_policy(TINY)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    config = first.config
+    assert config.activation_function == "gelu_pytorch_tanh"
+    assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0
+
+
+def test_products_of_a_forward_pass() -> None:
+    model = bench_worker.make_policy(TINY)
+    blocks, head = 12 * 16 * 16, 16 * model.config.vocab_size
+    assert bench_worker.matrix_flops(model, 10, 3) == 2 * (10 * blocks + 3 * head)
+
+
+def test_parts_of_parts_count_once() -> None:
+    clock = bench_worker.Clock(replace(TINY, steps=1))
+    with clock.part("outer"):  # still warming up
+        time.sleep(0.001)
+    clock.mark()
+    with clock.part("outer"):
+        with clock.part("inner"):
+            time.sleep(0.02)
+        time.sleep(0.01)
+    clock.mark()
+    with clock.part("outer"):  # all steps are over
+        time.sleep(0.02)
+    assert clock.parts["inner"] >= 0.02 and clock.parts["outer"] >= 0.01
+    wall = clock.marks[1][0] - clock.marks[0][0]
+    assert sum(clock.parts.values()) <= wall
+
+
+def test_answers_are_counted_up_to_their_end() -> None:
+    answers = torch.tensor([[5, 2, 2, 7], [2, 5, 5, 5], [5, 5, 5, 5]])
+    assert bench_worker._answer_tokens(answers, eos=2) == 2 + 1 + 4
+
+
+def test_rates_of_the_machine() -> None:
+    found = bench_worker.machine_rates(TINY)
+    assert found["gflops"] > 0 and found["gbytes"] > 0
+
+
+# --- from measurements to the table --------------------------------------------------------------
+
+
+def a_run(side: str, seconds: float, memory: float = 100.0) -> dict:
+    return {
+        "seconds": seconds,
+        "cpu_seconds": seconds / 2,
+        "per_second": 60 / seconds,
+        "per_cpu_second": 120 / seconds,
+        "tokens_per_second": 600 / seconds,
+        "flops": 5e9,
+        "gflops": 50.0,
+        "gbytes": 8.0,
+        "phases": {"generation": 0.25, "rest": 0.75},
+        "memory_mb": memory,
+        "parameters": 2_000_000,
+        "weights": 1234.5,
+        "versions": {side: "1.0"},
+        "threads": 1,
+        "gpu": None,
+    }
+
+
+def answering(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Let `run_job` answer at once: TRL takes 3 s a step, we take 1, 2 and 1.5 s. Returns calls."""
+    calls = []
+
+    def run_job(plan: Plan, python: str, job: Job) -> dict:
+        calls.append((job.side, job.seed))
+        ours = (1.0, 2.0, 1.5)[job.seed]
+        return a_run("trl", 3.0, 200.0) if job.side == "trl" else a_run("rlhf_edu", ours)
+
+    monkeypatch.setattr(bench, "run_job", run_job)
+    return calls
+
+
+def test_sides_take_turns_and_the_file_says_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = answering(monkeypatch)
+    plan = Plan(against="trl", stage="ppo", trl_ppo_python=Path("/somewhere/python"))
+    text = bench.bench(plan, tmp_path)
+    assert calls == [(side, seed) for seed in range(3) for side in ("ours", "trl")]
+    part = json.loads((tmp_path / "bench_cpu.json").read_text())["stages"]["ppo"]
+    assert part["ours"]["seconds"] == [1.5, 1.0, 2.0]
+    assert part["ratio"]["per_second"] == [2.0, 1.5, 3.0]
+    assert part["ratio"]["memory_mb"] == [0.5, 0.5, 0.5]
+    assert part["versions"] == {"ours": {"rlhf_edu": "1.0"}, "trl": {"trl": "1.0"}}
+    assert part["machine"]["threads"] == 1 and part["machine"]["cpu"]
+    assert part["floor"]["products"] == pytest.approx(0.1)  # 5 GFLOP at 50 GFLOP/s
+    assert part["floor"]["reading"] == pytest.approx(0.032)  # 32 times 8 MB at 8 GB/s
+    assert part["command"].endswith("--stage ppo --trl-ppo-python .trl-ppo/bin/python")
+    row = text.splitlines()[2].split()
+    assert row[:4] == ["ppo", "episodes", "40", "20"]
+    assert row[-5:] == ["0.75", "1.5", "0.1", "100", "200"]
+    assert "2.00 [1.50, 3.00]" in text and "ppo, TRL: generation 25%, rest 75%" in text
+
+
+def test_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = answering(monkeypatch)
+    text = bench.bench(Plan(stage="sft", repeats=1), tmp_path)
+    assert calls == [("ours", 0)]
+    assert text.splitlines()[2].split()[:5] == ["sft", "tokens", "60", "–", "–"]
+    bench.bench(Plan(stage="dpo", repeats=1, answers=2), tmp_path)
+    stored = json.loads((tmp_path / "bench_cpu.json").read_text())
+    assert list(stored["stages"]) == ["sft", "dpo, 2 answers"]
+
+
+def test_fewer_answers_more_rankings() -> None:
+    assert [Plan(answers=k).job("ours", "dpo").batch for k in (0, 2, 4, 9)] == [4, 40, 6, 4]
+    assert Plan(answers=2).job("ours", "ppo").answers == 0
+    with pytest.raises(ValueError, match="two answers"):
+        Plan(answers=1)
+
+
+def test_other_weights_are_no_comparison() -> None:
+    runs = {"ours": [a_run("rlhf_edu", 1.0)], "trl": [a_run("trl", 1.0) | {"weights": 1300.0}]}
+    with pytest.raises(RuntimeError, match="same weights"):
+        bench.stage_report(Plan(), "sft", runs)
+
+
+def test_how_to_get_trl() -> None:
+    assert bench.how_to_get_trl(Plan()) == ""
+    text = bench.how_to_get_trl(Plan(against="trl"))
+    assert "sft, reward, dpo, rloo" in text and '"trl==1.16.0"' in text
+    assert '"trl==1.12.0"' in text and "--trl-ppo-python .trl-ppo/bin/python" in text
+    there = Plan(against="trl", trl_python=Path("p"), trl_ppo_python=Path("q"))
+    assert bench.how_to_get_trl(there) == ""
+    assert there.python("trl", "ppo") == "q" and there.python("trl", "rloo") == "p"
+
+
+def test_same_threads_and_no_gpu_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    found = bench.environment(Plan(threads=2))
+    assert found["OMP_NUM_THREADS"] == "2" and found["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert found["CUDA_VISIBLE_DEVICES"] == ""
+    root = Path(bench.__file__).parent.parent
+    assert found["PYTHONPATH"].startswith(str(root))
+
+
+def test_a_failure_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["bench", "--repeats", "0"]) == 2
+    assert "repeats" in capsys.readouterr().err
+
+
+def test_what_a_worker_says_last_is_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "a log line"\necho \'{"seconds": 2}\'\n')
+    python.chmod(0o755)
+    assert bench.run_job(Plan(), str(python), TINY) == {"seconds": 2}
+    python.write_text("#!/bin/sh\necho 'No module named trl' >&2\nexit 1\n")
+    with pytest.raises(RuntimeError, match="ours sft with .*: No module named trl"):
+        bench.run_job(Plan(), str(python), TINY)
