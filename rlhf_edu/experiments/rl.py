@@ -43,6 +43,7 @@ DPO_BETAS = (0.1, 0.3, 1.0)
 BETA = 0.05  # of the runs with pretraining gradients; 40 times it is among the BETAS
 LONG, EVERY = 80, 10  # pressed steps without a price, and how often to look
 PRESSED = 50  # pressed steps at each of the other prices
+PRICES = (*BETAS, 8.0)  # of the pressed runs: from none to one that holds the policy where it is
 SHOWN = 6  # answers of every run are stored
 
 
@@ -154,7 +155,7 @@ def run(seeds: int) -> str:
         cells[f"long seed {seed}"] = lambda s=seed: without_penalty(s)
         cells |= {f"ppo {b} seed {seed}": lambda b=b, s=seed: by_beta(b, s) for b in BETAS}
         cells |= {f"ptx {g} seed {seed}": lambda g=g, s=seed: by_gamma(g, s) for g in GAMMAS}
-        cells |= {f"pressed {b} seed {seed}": lambda b=b, s=seed: pressed(b, s) for b in BETAS[1:]}
+        cells |= {f"pressed {b} seed {seed}": lambda b=b, s=seed: pressed(b, s) for b in PRICES[1:]}
         cells |= {f"dpo {b} seed {seed}": lambda b=b, s=seed: by_dpo(b, s) for b in DPO_BETAS}
     found = run_grid("rl", f"python -m rlhf_edu experiment rl --seeds {seeds}", cells)
     return table(found)
@@ -163,7 +164,7 @@ def run(seeds: int) -> str:
 def table(found: Cells) -> str:
     """Gold, score, KL and web loss of every kind of run, over seeds."""
     kinds = [f"ppo {b}" for b in BETAS] + [f"ptx {g}" for g in GAMMAS]
-    kinds += [f"pressed {b}" for b in BETAS[1:]] + [f"dpo {b}" for b in DPO_BETAS]
+    kinds += [f"pressed {b}" for b in PRICES[1:]] + [f"dpo {b}" for b in DPO_BETAS]
     columns = ("gold", "reward", "kl", "web_loss", "words")
     lines = [f"{'run':<10}" + "".join(f"{column:>24}" for column in columns)]
     for kind in ["sft", *kinds]:
@@ -187,7 +188,7 @@ def _less(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], key: str) ->
 def by_price(cells: Cells) -> dict[float, list[dict[str, Any]]]:
     """The pressed runs of every price of KL, one a seed, after as many steps."""
     free = [_after(cell["steps"], PRESSED) for cell in each_seed(cells, "long")]
-    return {BETAS[0]: free} | {beta: each_seed(cells, f"pressed {beta}") for beta in BETAS[1:]}
+    return {PRICES[0]: free} | {beta: each_seed(cells, f"pressed {beta}") for beta in PRICES[1:]}
 
 
 def _after(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
@@ -196,8 +197,8 @@ def _after(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
 
 def _interior(cells: Cells) -> tuple[str, str]:
     runs = by_price(cells)
-    best = max(BETAS, key=lambda beta: _over(runs[beta], "gold").mean)
-    ends = {beta: _less(runs[best], runs[beta], "gold") for beta in (BETAS[0], BETAS[-1])}
+    best = max(PRICES, key=lambda beta: _over(runs[beta], "gold").mean)
+    ends = {beta: _less(runs[best], runs[beta], "gold") for beta in (PRICES[0], PRICES[-1])}
     gaps = "; ".join(f"{gap} above beta {beta:g}" for beta, gap in ends.items())
     ours = f"gold is best at beta {best:g}: {gaps}"
     if best in ends:
