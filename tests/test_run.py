@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -121,7 +123,11 @@ def kill_at(step: int, work) -> None:
     run.Run.step = deadly
     try:
         work()
-    finally:
+    except BaseException:
+        traceback.print_exc()
+    finally:  # it should have been killed; say why it was not
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(1)
 
 
