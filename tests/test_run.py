@@ -121,13 +121,13 @@ def kill_at(step: int, work) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     run.Run.step = deadly
+    # A fork has none of torch's threads, so weights must be read without any.
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    sys.stderr = sys.__stderr__  # past capsys: why it was not killed
     try:
         work()
-    except BaseException:
+    finally:
         traceback.print_exc()
-    finally:  # it should have been killed; say why it was not
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(1)
 
 
