@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 EXPERIMENTS = ("best_of_n", "exact", "fresh", "grouping", "rl", "sft", "sizes")
 
@@ -33,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--prompt", metavar="TEXT", help="one question; default: ask for more")
     chat.add_argument("--greedy", action="store_true", help="the likeliest answer, not a sample")
     experiment = commands.add_parser("experiment", help="a finding over several seeds")
-    experiment.add_argument("name", choices=EXPERIMENTS)
+    names = f"{', '.join(EXPERIMENTS)}; or a finding such as F20"
+    experiment.add_argument("name", metavar="NAME", help=names)
     experiment.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
     for name, text in TRAINERS.items():
         commands.add_parser(name, help=f"{text}; {name} --help", add_help=False)
@@ -78,8 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             build(options.only)
         elif options.command == "experiment":
-            module = importlib.import_module(f"rlhf_edu.experiments.{options.name}")
-            print(module.run(options.seeds))
+            print(_experiment(options.name).run(options.seeds))
         elif options.command == "bench":
             from rlhf_edu.bench import Plan, bench
 
@@ -98,6 +99,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rlhf_edu: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _experiment(name: str) -> ModuleType:
+    """The module of an experiment, or the one that a finding comes from."""
+    for one in EXPERIMENTS if name not in EXPERIMENTS else [name]:
+        module = importlib.import_module(f"rlhf_edu.experiments.{one}")
+        if one == name or any(finding.name == name for finding in module.FINDINGS):
+            return module
+    known = ", ".join(EXPERIMENTS)
+    raise ValueError(f"there is no experiment {name}; choose {known}, or a finding such as F20")
 
 
 def _ladder(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import pytest
 import tiny_models as tiny
 import torch
 
+from rlhf_edu import __main__
 from rlhf_edu.experiments import (
     above,
     best_of_n,
@@ -228,3 +229,12 @@ def test_a_run_of_each_kind_in_miniature(monkeypatch) -> None:
     assert all(cell["curve"][0]["step"] == 0 for cell in found)
     steps = rl.without_penalty(0)["steps"]
     assert [row["step"] for row in steps] == [0, 1, 2] and steps[0]["kl"] == pytest.approx(0)
+
+
+def test_an_experiment_goes_by_its_name_or_by_a_finding(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(rl, "run", lambda seeds: f"ran with {seeds}")
+    for name in ("rl", "F20", "F40"):
+        assert __main__.main(["experiment", name, "--seeds", "3"]) == 0
+        assert capsys.readouterr().out == "ran with 3\n"
+    assert __main__.main(["experiment", "F999"]) == 2
+    assert "no experiment F999; choose best_of_n, exact" in capsys.readouterr().err
