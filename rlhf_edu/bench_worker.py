@@ -273,7 +273,8 @@ def _plan_groups(job: Job, clock: Clock, groups: Sequence[Group], epochs: int) -
 def ours_reward(job: Job, clock: Clock) -> None:
     """`train_reward`: a unit is a comparison; every answer is read once."""
     model, (rankings, epochs) = scalar_model_from(make_policy(job)), load_rankings(job)
-    groups = [make_group(tokenizer(), ranking) for ranking in rankings]
+    words = tokenizer()
+    groups = [make_group(words, ranking) for ranking in rankings]
     for read, _ in _plan_groups(job, clock, groups, epochs):
         clock.flops.append(3 * matrix_flops(model, read, 0))
     config = reward.RewardConfig(lr=LR, batch_size=job.batch, epochs=epochs, seed=job.seed)
@@ -304,7 +305,8 @@ def ours_ppo(job: Job, clock: Clock) -> None:
     policy = make_policy(job)
     roles = SeparateRoles(policy, scalar_model_from(policy))
     texts = [prompt.text for prompt in load_prompts(job)]
-    asked = sum(len(encode_prompt(tokenizer(), text)) for text in texts) / len(texts)
+    words = tokenizer()
+    asked = sum(len(encode_prompt(words, text)) for text in texts) / len(texts)
 
     def on_step(record: dict[str, Any]) -> None:
         said = job.batch * record["length"]
@@ -320,7 +322,7 @@ def ours_ppo(job: Job, clock: Clock) -> None:
     with contextlib.ExitStack() as stack:
         for name, part in names.items():
             stack.enter_context(patch.object(ppo, name, clock.timed(part, getattr(ppo, name))))
-        ppo.train_ppo(roles, tokenizer(), texts, _ppo_config(job), on_step)
+        ppo.train_ppo(roles, words, texts, _ppo_config(job), on_step)
 
 
 def _ppo_config(job: Job) -> ppo.PPOConfig:
@@ -420,7 +422,8 @@ def trl_reward(job: Job, clock: Clock) -> None:
     from trl import RewardConfig, RewardTrainer
 
     rankings, _ = load_rankings(job)
-    groups = [make_group(tokenizer(), ranking) for ranking in rankings]
+    words = tokenizer()
+    groups = [make_group(words, ranking) for ranking in rankings]
     rows = [
         {"chosen_ids": g.prompt + g.answers[i], "rejected_ids": g.prompt + g.answers[j]}
         for g in groups
@@ -436,8 +439,9 @@ def trl_reward(job: Job, clock: Clock) -> None:
     _run_trl(trainer, clock, lambda examples, batch: len(examples))
 
 
-def _prompt_text(prompt: Prompt) -> str:
-    return tokenizer().bos_token + PROMPT_TEMPLATE.format(prompt=prompt.text)
+def _prompt_texts(prompts: Sequence[Prompt]) -> list[str]:
+    start = tokenizer().bos_token
+    return [start + PROMPT_TEMPLATE.format(prompt=prompt.text) for prompt in prompts]
 
 
 def trl_dpo(job: Job, clock: Clock) -> None:
@@ -446,10 +450,10 @@ def trl_dpo(job: Job, clock: Clock) -> None:
     from trl import DPOConfig, DPOTrainer
 
     rankings, _ = load_rankings(job)
-    names = ("prompt", "chosen", "rejected")
+    asked = _prompt_texts([ranking.prompt for ranking in rankings])
     rows = [
-        dict(zip(names, (_prompt_text(r.prompt), r.answers[i], r.answers[j]), strict=True))
-        for r in rankings
+        {"prompt": text, "chosen": r.answers[i], "rejected": r.answers[j]}
+        for text, r in zip(asked, rankings, strict=True)
         for i, j in Group([], [[]] * len(r.answers), r.ranks).pairs
     ]
     trainer = DPOTrainer(
@@ -558,7 +562,7 @@ def _rloo_trainer(job: Job, clock: Clock) -> Any:
         model=policy,
         reward_funcs=_classifier(job),
         args=RLOOConfig(**arguments),
-        train_dataset=Dataset.from_dict({"prompt": list(map(_prompt_text, load_prompts(job)))}),
+        train_dataset=Dataset.from_dict({"prompt": _prompt_texts(load_prompts(job))}),
         processing_class=tokenizer(),
         reward_processing_classes=tokenizer(),
         callbacks=[_OnStep(clock)],

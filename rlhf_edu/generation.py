@@ -12,7 +12,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.losses import token_logprobs
-from rlhf_edu.models import Sequences, encode_prompt, pad_left, position_ids
+from rlhf_edu.models import (
+    Sequences,
+    encode_prompt,
+    pad_left,
+    parts_by_length,
+    position_ids,
+)
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,9 @@ def generate(
     uniforms = uniforms.to(model.device)
     ends = _ending_ids(tokenizer, stop).to(model.device)
 
-    # Rows of similar length side by side, as padding costs as much as text.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    parts = []
-    for start in range(0, len(rows), batch_size):
-        chosen = order[start : start + batch_size]
+    parts, order = [], []
+    for chosen in parts_by_length(list(map(len, rows)), batch_size):
+        order += chosen
         ids, mask = pad_left([rows[i] for i in chosen], tokenizer.pad_token_id)
         ids, mask = ids.to(model.device), mask.to(model.device)
         parts.append(_sample(model, ids, mask, uniforms[chosen], temperature, ends))

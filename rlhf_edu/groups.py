@@ -13,7 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import Ranking
 from rlhf_edu.losses import token_logprobs
-from rlhf_edu.models import encode_answer, encode_prompt, last_hidden, pad_right, scalar_head
+from rlhf_edu.models import (
+    encode_answer,
+    encode_prompt,
+    head_output,
+    last_hidden,
+    pad_right,
+    parts_by_length,
+)
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ def answer_scores(model: PreTrainedModel, groups: Sequence[Group], pad_id: int) 
         lengths = rows.lengths()
         last = torch.tensor(lengths).cumsum(0) - 1
         row, column = (x[last] for x in (rows.answer > 0).nonzero(as_tuple=True))
-        found = scalar_head(model)(hidden[row, column]).squeeze(-1).float()
+        found = head_output(model, hidden[row, column])
         return list(found.split([len(group.answers) for group in part]))
 
     return _by_length(compute, groups, model)
@@ -164,10 +171,8 @@ def _by_length(
 ) -> list:
     """Compute something for groups of like length at a time, as `models.by_length` does."""
     size = len(groups) if model.device.type == "cuda" else 4
-    order = sorted(range(len(groups)), key=lambda i: len(groups[i].tokens))
     result: list = [None] * len(groups)
-    for start in range(0, len(order), size):
-        part = order[start : start + size]
+    for part in parts_by_length([len(group.tokens) for group in groups], size):
         for i, found in zip(part, compute([groups[i] for i in part]), strict=True):
             result[i] = found
     return result

@@ -392,6 +392,12 @@ class Sequences:
 Rows = TypeVar("Rows", bound=Sequences)
 
 
+def parts_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Row numbers in parts of `size`, shortest first: padding costs as much as text."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
 def by_length(
     compute: Callable[[Sequences], Tensor], sequences: Sequences, size: int = 16
 ) -> Tensor:
@@ -478,6 +484,11 @@ def last_hidden(
     return output.last_hidden_state
 
 
+def head_output(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """What a scalar model's head makes of the last layer's output (..., D): (...), in fp32."""
+    return scalar_head(model)(hidden).squeeze(-1).float()
+
+
 def scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Scores (B,) of a reward model: its head at the last real token of each row.
 
@@ -489,12 +500,12 @@ def scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     places = torch.arange(ids.shape[1], device=ids.device)
     last = (places * (mask > 0)).argmax(1)
     hidden = last_hidden(model, ids, mask, position_ids(mask))
-    return scalar_head(model)(hidden[torch.arange(len(ids)), last]).squeeze(-1).float()
+    return head_output(model, hidden[torch.arange(len(ids)), last])
 
 
 def values(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Values (B, T) of a critic at every token: what it expects once it has read that token."""
-    return scalar_head(model)(last_hidden(model, ids, mask, position_ids(mask))).squeeze(-1).float()
+    return head_output(model, last_hidden(model, ids, mask, position_ids(mask)))
 
 
 @torch.no_grad()
@@ -505,7 +516,7 @@ def reward_scores(model: PreTrainedModel, sequences: Sequences) -> Tensor:
         tokens, start = part.packed()
         last = (start + part.mask.sum(1) - 1)[:, None]
         hidden = last_hidden(model, tokens).take_along_dim(last.unsqueeze(-1), 1)
-        return scalar_head(model)(hidden.squeeze(1)).squeeze(-1).float()
+        return head_output(model, hidden.squeeze(1))
 
     return by_length(compute, sequences)
 
@@ -513,7 +524,7 @@ def reward_scores(model: PreTrainedModel, sequences: Sequences) -> Tensor:
 def response_values(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """Values (B, R) of a critic before each response token."""
     tokens, start = sequences.packed()
-    after = scalar_head(model)(last_hidden(model, tokens)).float()
+    after = head_output(model, last_hidden(model, tokens)).unsqueeze(-1)
     # The value after a prompt's last token is the one before response token 0: one shift, once.
     return _at(after, start - 1, sequences.response.shape[1]).squeeze(-1)
 

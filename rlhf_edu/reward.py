@@ -15,7 +15,14 @@ from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Demonstration, Ranking
 from rlhf_edu.groups import Group, answer_scores, make_group
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
-from rlhf_edu.models import encode_answer, encode_prompt, pad_right, scalar_head, scores
+from rlhf_edu.models import (
+    encode_answer,
+    encode_prompt,
+    pad_right,
+    parts_by_length,
+    scalar_head,
+    scores,
+)
 from rlhf_edu.training import (
     DROPOUT,
     MISALIGNED,
@@ -268,10 +275,8 @@ def score_answers(
     ended = [True] * len(prompts) if ended is None else ended
     texts = zip(prompts, answers, ended, strict=True)
     rows = [_encode(tokenizer, prompt, answer, end) for prompt, answer, end in texts]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     result = torch.empty(len(rows))
-    for start in range(0, len(rows), batch_size):
-        part = order[start : start + batch_size]
+    for part in parts_by_length(list(map(len, rows)), batch_size):
         result[part] = _score_rows(model, tokenizer, [rows[i] for i in part]).cpu()
     return result
 

@@ -15,12 +15,13 @@ from dataclasses import replace
 from statistics import mean
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import read_rankings
 from rlhf_edu.dpo import train_dpo
-from rlhf_edu.evaluation import Estimate, answer_all, kl_to_reference
+from rlhf_edu.evaluation import Answers, Estimate, answer_all, kl_to_reference
 from rlhf_edu.experiments import Cells, Finding, above, each_seed, over_seeds, run_grid
 from rlhf_edu.ladder import Recipe
 from rlhf_edu.models import (
@@ -67,7 +68,12 @@ class Bench:
 
     def look(self, policy: PreTrainedModel) -> dict[str, float]:
         """Gold and the reward model's score of its answers, KL (nats), words, web loss."""
-        answers = answer_all(policy, self.tokenizer, self.judge, self.test, seed=7)
+        return self._numbers(policy, self._exam(policy))
+
+    def _exam(self, policy: PreTrainedModel) -> Answers:
+        return answer_all(policy, self.tokenizer, self.judge, self.test, seed=7)
+
+    def _numbers(self, policy: PreTrainedModel, answers: Answers) -> dict[str, float]:
         return {
             "gold": answers.mean("gold").mean,
             "reward": reward_scores(self.reward_model, answers.rollout).mean().item(),
@@ -82,10 +88,16 @@ class Bench:
         """`look`, a curve of the training with every so many records, and some answers."""
         names = ("step", "reward", "kl", "length", "loss", "margin")
         curve = [{k: round(r[k], 3) for k in names if k in r} for r in history[::every]]
-        texts = answer_all(policy, self.tokenizer, self.judge, self.test[:SHOWN], seed=7).texts
-        asked = [prompt.text for prompt in self.test[:SHOWN]]
-        answers = dict(zip(asked, texts, strict=True))
-        return {**self.look(policy), "curve": curve, "answers": answers}
+        exam, asked = self._exam(policy), [prompt.text for prompt in self.test[:SHOWN]]
+        answers = dict(zip(asked, exam.texts[:SHOWN], strict=True))
+        return {**self._numbers(policy, exam), "curve": curve, "answers": answers}
+
+    def ppo(self, config: PPOConfig, blocks: Tensor | None = None) -> dict[str, Any]:
+        """Train with PPO, or with `blocks` (N, T) of pretraining text PPO-ptx, and measure."""
+        roles, history = train_ppo(
+            self.roles(), self.tokenizer, self.prompts, config, ptx_blocks=blocks
+        )
+        return self.measure(roles.policy, history)
 
     def roles(self) -> SeparateRoles:
         """Policy, reference and critic as PPO starts with them."""
@@ -101,26 +113,20 @@ def before(seed: int) -> dict[str, Any]:
 def by_beta(beta: float, seed: int) -> dict[str, Any]:
     """PPO at a price of KL."""
     bench = Bench(seed)
-    roles, config = bench.roles(), replace(bench.config, beta=beta)
-    _, history = train_ppo(roles, bench.tokenizer, bench.prompts, config)
-    return bench.measure(roles.policy, history)
+    return bench.ppo(replace(bench.config, beta=beta))
 
 
 def pressed(beta: float, seed: int) -> dict[str, Any]:
     """PPO at a price of KL, at twice the learning rate and for longer."""
     bench = Bench(seed)
-    roles, config = bench.roles(), replace(bench.pressed, beta=beta, steps=PRESSED)
-    _, history = train_ppo(roles, bench.tokenizer, bench.prompts, config)
-    return bench.measure(roles.policy, history)
+    return bench.ppo(replace(bench.pressed, beta=beta, steps=PRESSED))
 
 
 def by_gamma(gamma: float, seed: int) -> dict[str, Any]:
     """PPO-ptx at a weight of pretraining text."""
     bench = Bench(seed)
-    roles, config = bench.roles(), replace(bench.config, beta=BETA, ptx_coef=gamma)
     blocks = pack(bench.tokenizer, web(bench.world, 5000, seed))
-    _, history = train_ppo(roles, bench.tokenizer, bench.prompts, config, ptx_blocks=blocks)
-    return bench.measure(roles.policy, history)
+    return bench.ppo(replace(bench.config, beta=BETA, ptx_coef=gamma), blocks)
 
 
 def without_penalty(seed: int) -> dict[str, Any]:
