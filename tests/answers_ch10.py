@@ -73,6 +73,7 @@ WRONG = [
         "ties are dropped",
     ),
     ("check_win_rate_interval", lambda a, b: interval_by_loop(b, a), "theirs wins"),
+    ("check_win_rate_interval", lambda a, b: interval_by_loop(a, b)[0], "1 result(s); 2 wanted"),
     (
         "check_win_rate_interval",
         lambda a, b: (interval_by_loop(a, b)[0], interval_by_loop(a, b)[1] / 1.96),
@@ -85,6 +86,7 @@ WRONG = [
     ("check_days", lambda w, n, p, u: w * 1000 / (n * p), "utilisation has no effect"),
     ("check_days", lambda w, n, p, u: w / (n * p * u), "peta and tera"),
     ("check_days", lambda w, n, p, u: w * 1000 / p / u, "GPU-days"),
+    ("check_days", lambda w, n, p, u: w * 1000 * 86_400 / (n * p * u), "seconds"),
     ("check_days", lambda w, n, p, u: w * 1000 * u / (n * p), "you multiply by the utilisation"),
     (
         "check_reliability",

@@ -105,6 +105,26 @@ def test_core_says_what_is_wrong(student, status: str, words: str) -> None:
     assert result.status == status and words in result.message, result.message
 
 
+@pytest.mark.parametrize(
+    ("student", "status", "words"),
+    [
+        (lambda x: (4.0, 5.0), "passed", "good"),
+        (lambda x: (torch.tensor(4.0), 5), "passed", "good"),
+        (lambda x: [4.0, 5.0], "passed", "good"),
+        (lambda x: torch.tensor([4.0, 5.0]), "passed", "good"),
+        (lambda x: (4.0, 6.0), "wrong", "number 2 of your results is 6, wanted 5"),
+        (lambda x: (5.0, 4.0), "wrong", "the other way round"),
+        (lambda x: 4.0, "wrong", "1 result(s); 2 wanted"),
+        (lambda x: (4.0, torch.tensor([5.0])), "wrong", "shape (1,); () is wanted"),
+    ],
+)
+def test_core_takes_two_numbers_as_two_results(student, status: str, words: str) -> None:
+    cases = [{"x": torch.tensor(4.0)}]
+    mistakes = [Mistake(lambda x: (x + 1, x), "the other way round")]
+    result = check(student, lambda x: (x, float(x) + 1), cases, mistakes, "good")
+    assert result.status == status and words in result.message, result.message
+
+
 def test_core_does_not_hand_out_the_same_tensors_twice() -> None:
     seen = []
     check(lambda x, y: seen.append(x) or 2 * x, twice, CASES * 2, [], "good")

@@ -126,9 +126,12 @@ def _run(function: Callable[..., Any], case: Case, gradient: str | None) -> Any:
 
 
 def _flat(value: Any) -> list[Tensor]:
-    """A number, tensor, array, or (nested) list of them, as a flat list of float64 tensors."""
-    if isinstance(value, (tuple, list)) and any(
-        isinstance(v, (Tensor, np.ndarray, tuple)) for v in value
+    """A number, tensor, array, or (nested) sequence of them, as a flat list of float64 tensors.
+
+    A tuple is several results; a list of numbers is one, a row.
+    """
+    if isinstance(value, tuple) or (
+        isinstance(value, list) and any(isinstance(v, (Tensor, np.ndarray, tuple)) for v in value)
     ):
         return [tensor for part in value for tensor in _flat(part)]
     if isinstance(value, Tensor):
@@ -136,9 +139,25 @@ def _flat(value: Any) -> list[Tensor]:
     return [torch.as_tensor(value, dtype=torch.float64)]
 
 
+def _side_by_side(a: Any, b: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Both answers, flat; a row of n numbers counts as n results if the other has n numbers."""
+    ours, theirs = _flat(a), _flat(b)
+    if _is_row_of(ours, theirs):
+        return list(ours[0]), theirs
+    if _is_row_of(theirs, ours):
+        return ours, list(theirs[0])
+    return ours, theirs
+
+
+def _is_row_of(row: list[Tensor], results: list[Tensor]) -> bool:
+    """Whether the first is one tensor (n,), the second n single numbers, and n more than 1."""
+    single = len(results) > 1 and all(x.dim() == 0 for x in results)
+    return single and len(row) == 1 and row[0].shape == (len(results),)
+
+
 def _same(a: Any, b: Any) -> bool:
     try:
-        ours, theirs = _flat(a), _flat(b)
+        ours, theirs = _side_by_side(a, b)
     except (TypeError, ValueError, RuntimeError):
         return False
     return len(ours) == len(theirs) and all(
@@ -167,12 +186,12 @@ def _difference(
         row for row in zip(cases, given, wanted, strict=True) if not _same(row[1], row[2])
     )
     try:
-        ours, right = _flat(mine), _flat(theirs)
+        ours, right = _side_by_side(mine, theirs)
     except (TypeError, ValueError, RuntimeError):
         return f"your function returns a {type(mine).__name__}; a tensor of numbers is wanted"
     if len(ours) != len(right):
         return f"your function returns {len(ours)} result(s); {len(right)} wanted"
-    for x, y in zip(ours, right, strict=True):
+    for i, (x, y) in enumerate(zip(ours, right, strict=True), 1):
         if x.shape != y.shape:
             return f"your result has shape {tuple(x.shape)}; {tuple(y.shape)} is wanted"
         if not bool(x.isfinite().all()):
@@ -183,8 +202,10 @@ def _difference(
             return "right but for the sign: it is minus what is wanted"
         factor = _factor(x, y)
         if factor is not None:
-            return f"right but for a factor: yours is {factor:.3g} times what is wanted"
-        what = "the gradient of your loss" if gradient else "your result"
+            times = f"{factor:.3g}" if abs(factor - 1) > 0.005 else f"{factor:.6g}"
+            return f"right but for a factor: yours is {times} times what is wanted"
+        which = "your result" if len(right) == 1 else f"number {i} of your results"
+        what = "the gradient of your loss" if gradient else which
         return f"not yet: {what} is {_short(x)}, wanted {_short(y)} ({_short(case)})"
     return "not yet"
 

@@ -10,18 +10,6 @@ from rlhf_edu.exercises import Mistake, Result, check, numbers
 from rlhf_edu.widgets import days
 
 
-def _pair(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with a pair of numbers, floats or tensors, turned into a tensor (2,)."""
-
-    def stacked(*inputs: Any) -> Any:
-        answer = function(*inputs)
-        if isinstance(answer, (tuple, list)) and len(answer) == 2:
-            return torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in answer])
-        return answer
-
-    return stacked
-
-
 def check_win_rate_interval(student: Callable[..., Any]) -> Result:
     """student(ours (N,), theirs (N,)) -> (win rate, half of the width of its 95 % interval)."""
 
@@ -56,45 +44,45 @@ def check_win_rate_interval(student: Callable[..., Any]) -> Result:
         {"ours": numbers(1.0, 2.0, 3.0, 0.0, 5.0), "theirs": numbers(1.0, 3.0, 4.0, -1.0, 6.0)},
     ]
     return check(
-        _pair(student),
-        _pair(right),
+        student,
+        right,
         cases,
         [
             Mistake(
-                _pair(lambda a, b: interval(wins(a, b, 0.0))),
+                lambda a, b: interval(wins(a, b, 0.0)),
                 "ties count as lost; they are half a win for each",
             ),
             Mistake(
-                _pair(lambda a, b: interval(wins(a, b, 1.0))),
+                lambda a, b: interval(wins(a, b, 1.0)),
                 "ties count as won; they are half a win for each",
             ),
             Mistake(
-                _pair(without_ties),
+                without_ties,
                 "ties are dropped: they are prompts too, and count one half",
             ),
             Mistake(
-                _pair(by_coins),
+                by_coins,
                 "p (1 - p) is the variance of a coin; with ties the N numbers 1, 0.5 and 0 spread "
                 "less: take their own standard deviation",
             ),
             Mistake(
-                _pair(lambda a, b: interval(wins(b, a))),
+                lambda a, b: interval(wins(b, a)),
                 "that is how often theirs wins",
             ),
             Mistake(
-                _pair(scaled(lambda n: 1 / 1.96)),
+                scaled(lambda n: 1 / 1.96),
                 "that is one standard error; the 95 % interval reaches 1.96 of them to each side",
             ),
             Mistake(
-                _pair(scaled(lambda n: n**0.5)),
+                scaled(lambda n: n**0.5),
                 "the spread of single prompts; the mean of N spreads less, by the root of N",
             ),
             Mistake(
-                _pair(scaled(lambda n: 2.0)),
+                scaled(lambda n: 2.0),
                 "that is the whole width; half of it is wanted",
             ),
             Mistake(
-                _pair(scaled(lambda n: ((n - 1) / n) ** 0.5)),
+                scaled(lambda n: ((n - 1) / n) ** 0.5),
                 "the standard deviation divides by N; from a sample it is N - 1, as torch's "
                 "`.std()` does",
             ),
@@ -213,6 +201,10 @@ def check_days(student: Callable[..., Any]) -> Result:
                 "those are hours; the work is given in petaflop/s-DAYS already",
             ),
             Mistake(
+                lambda w, n, p, u: days(w, n, p, u) * 86_400,
+                "those are seconds; the work is given in petaflop/s-DAYS already",
+            ),
+            Mistake(
                 lambda w, n, p, u: n * p * u / 1000 / w,
                 "upside down: more work takes more days",
             ),
@@ -245,34 +237,34 @@ def check_reliability(student: Callable[..., Any]) -> Result:
     )
     cases = [{"scores": scores, "limit": 3.0}, {"scores": scores, "limit": 4.0}]
     return check(
-        _pair(student),
-        _pair(right),
+        student,
+        right,
         cases,
         [
             Mistake(
-                _pair(lambda s, x: right(s, x)[::-1]),
+                lambda s, x: right(s, x)[::-1],
                 "the other way round: first those with one success or more, then those where all "
                 "are",
             ),
             Mistake(
-                _pair(lambda s, x: ((s >= x).double().mean(), (s >= x).all(1).double().mean())),
+                lambda s, x: ((s >= x).double().mean(), (s >= x).all(1).double().mean()),
                 "the first is the share of samples; count prompts that have at least one success",
             ),
             Mistake(
-                _pair(lambda s, x: right(s, x + 1e-9)),
+                lambda s, x: right(s, x + 1e-9),
                 "more than the limit; at least the limit is wanted",
             ),
             Mistake(
-                _pair(by_mean),
+                by_mean,
                 "you compare the mean of a prompt with the limit: a mean hides the worst sample, "
                 "which is what this is about",
             ),
             Mistake(
-                _pair(lambda s, x: right(s.T, x)),
+                lambda s, x: right(s.T, x),
                 "the wrong axis: samples of one prompt stand in a row",
             ),
             Mistake(
-                _pair(lambda s, x: tuple(share * len(s) for share in right(s, x))),
+                lambda s, x: tuple(share * len(s) for share in right(s, x)),
                 "those are counts; divide by the number of prompts",
             ),
         ],
