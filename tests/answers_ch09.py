@@ -81,6 +81,7 @@ WRONG = [
     ("check_implicit_reward", lambda n, o, b: (n - o) / b, "divide by beta"),
     ("check_implicit_reward", lambda n, o, b: b * n, "reference is missing"),
     ("check_implicit_reward", lambda n, o, b: b * torch.exp(n - o), "that is the ratio"),
+    ("check_implicit_reward", lambda n, o, b: b * torch.log(n / o), "logarithms already"),
     ("check_dpo_loss", lambda *xs: -dpo_by_softplus(*xs), "minus is missing"),
     ("check_dpo_loss", lambda w, x, rw, rl, b: dpo_by_softplus(x, w, rl, rw, b), "swapped"),
     (
@@ -111,6 +112,7 @@ WRONG = [
         "reference is missing",
     ),
     ("check_ipo_loss", lambda w, x, rw, rl, t: ipo_by_mse(w, x, rw, rl, t / 2), "not 1 / tau"),
+    ("check_ipo_loss", lambda w, x, rw, rl, t: ipo_by_mse(w, x, rw, rl, 1 / t), "in Python"),
     ("check_ipo_loss", lambda w, x, rw, rl, t: ipo_by_mse(w, x, rw, rl, 1e12), "target is miss"),
     ("check_ipo_loss", lambda w, x, rw, rl, t: ipo_by_mse(w, x, rw, rl, -t), "sign of the target"),
 ]

@@ -84,6 +84,9 @@ WRONG = [
     ("check_one_backbone", lambda b, a, h: 4 * b + 16 * (4 * a + 2 * h), "counted as trained"),
     ("check_one_backbone", lambda b, a, h: one_by_role(b, a + h, 0), "four heads"),
     ("check_one_backbone", lambda b, a, h: one_by_role(b, a, 0), "heads are missing"),
+    ("check_one_backbone", lambda b, a, h: one_by_role(b, a, h) - 4 * h, "the reward model's head"),
+    ("check_one_backbone", lambda b, a, h: one_by_role(b, a, h) - 16 * h, "the critic's head"),
+    ("check_one_backbone", lambda b, a, h: one_by_role(b, a, h) + 12 * h, "wrong two have heads"),
     ("check_one_backbone", lambda b, a, h: 4 * (b + 4 * a + 2 * h), "only weights"),
     ("check_one_backbone", lambda b, a, h: one_by_role(0, a, h), "backbone is missing"),
 ]

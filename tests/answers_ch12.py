@@ -21,6 +21,11 @@ def group_by_std(rewards):
     return (rewards - mean) / (std + 1e-8)
 
 
+def group_as_in_trl(rewards):
+    mean, std = rewards.mean(1, keepdim=True), rewards.std(1, keepdim=True, correction=0)
+    return (rewards - mean) / (std + 1e-4)
+
+
 def group_where_it_differs(rewards):
     rows = []
     for row in rewards:
@@ -55,7 +60,7 @@ def kto_by_loop(logprobs, reference, desirable, kl, beta):
 
 RIGHT = {
     "check_leave_one_out": [others_by_loop, others_by_factor],
-    "check_group_advantages": [group_by_std, group_where_it_differs],
+    "check_group_advantages": [group_by_std, group_where_it_differs, group_as_in_trl],
     "check_answer_mean": [mean_by_loop, mean_by_weights],
     "check_kto_loss": [kto_by_where, kto_by_loop],
 }
@@ -70,7 +75,7 @@ WRONG = [
         lambda r: r - (r.sum(1, keepdim=True) - r) / r.shape[1],
         "K - 1 of them",
     ),
-    ("check_group_advantages", lambda r: others_by_factor(r), "not yet"),
+    ("check_group_advantages", lambda r: others_by_factor(r), "that is RLOO"),
     (
         "check_group_advantages",
         lambda r: (r - r.mean(1, keepdim=True)) / r.std(1, keepdim=True, correction=0),

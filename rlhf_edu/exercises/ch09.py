@@ -112,6 +112,11 @@ def check_implicit_reward(student: Callable[..., Any]) -> Result:
                 lambda n, o, beta: beta * n / o,
                 "you divide log-probabilities: the log of a ratio is a difference of logs",
             ),
+            Mistake(
+                lambda n, o, beta: beta * (n / o).log(),
+                "you take the log of a ratio of log-probs; they are logarithms already, so "
+                "subtract them",
+            ),
         ],
         "right: beta times how many nats likelier the policy has made the answer",
     )
@@ -279,8 +284,8 @@ def check_ipo_loss(student: Callable[..., Any]) -> Result:
             ),
             Mistake(
                 lambda w, x, rw, rl, t: ((_margin(w, x, rw, rl) - t / 2) ** 2).mean(),
-                "the target is 1 / (2 tau): a strong pull towards the reference means a small "
-                "margin",
+                "the target is 1 / (2 tau), small where tau is large (in Python `1 / 2 * tau` is "
+                "tau / 2)",
             ),
             Mistake(
                 lambda w, x, rw, rl, t: (_margin(w, x, rw, rl) ** 2).mean(),

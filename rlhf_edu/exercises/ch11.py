@@ -204,6 +204,19 @@ def check_one_backbone(student: Callable[..., Any]) -> Result:
                 "four heads: only reward model and critic have one",
             ),
             Mistake(
+                lambda b, a, h: 4 * b + 40 * a + 16 * h,
+                "the reward model's head is missing: frozen, 4 bytes a parameter",
+            ),
+            Mistake(
+                lambda b, a, h: 4 * b + 40 * a + 4 * h,
+                "the critic's head is missing: it is trained, 16 bytes a parameter",
+            ),
+            Mistake(
+                lambda b, a, h: 4 * b + 40 * a + 32 * h,
+                "the wrong two have heads: policy and critic are trained, but reward model and "
+                "critic have the heads",
+            ),
+            Mistake(
                 lambda b, a, h: 4 * b + 40 * a,
                 "the heads are missing: a frozen one and a trained one",
             ),

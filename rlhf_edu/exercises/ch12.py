@@ -80,7 +80,12 @@ def check_group_advantages(student: Callable[..., Any]) -> Result:
     def whole(r: Tensor) -> Tensor:
         return (r - r.mean()) / r.std(correction=0)
 
-    cases = [*_groups(), {"rewards": numbers([2.0, 2.0, 2.0], [3.0, 0.0, 0.0])}]
+    # A row without a spread, so that NaN is named first; large rewards elsewhere, so that any tiny
+    # number under the fraction will do.
+    cases: list[Case] = [
+        {"rewards": numbers([2.0, 2.0, 2.0], [30.0, 0.0, 0.0], [10.0, 20.0, 60.0])},
+        {"rewards": numbers([0.0, 10.0, 10.0, 40.0, -20.0])},
+    ]
     return check(
         student,
         losses.group_advantages,
@@ -98,6 +103,10 @@ def check_group_advantages(student: Callable[..., Any]) -> Result:
             Mistake(
                 lambda r: centred(r),
                 "the division is missing: this is the group mean alone",
+            ),
+            Mistake(
+                losses.leave_one_out,
+                "that is RLOO: GRPO subtracts the mean of all K and divides by the spread",
             ),
             Mistake(
                 lambda r: r / (std(r) + 1e-6),
