@@ -79,13 +79,23 @@ WRONG = [
     ),
     ("check_answer_mask", lambda x, eos: torch.ones(x.shape), "everything counts"),
     ("check_answer_mask", lambda x, eos: (x > 0).float(), "from the id of padding"),
+    (
+        "check_answer_mask",
+        lambda x, eos: torch.arange(x.shape[1]) < (x == eos).float().argmax(1)[:, None] + 1,
+        "was cut off",
+    ),
     ("check_kl_estimators", lambda p, q: estimators_by_ratio(q, p), "other way round"),
     (
         "check_kl_estimators",
         lambda p, q: (p - q, (p - q) ** 2, estimators_by_ratio(p, q)[2]),
         "lacks its half",
     ),
-    ("check_kl_estimators", third(lambda x: x.exp() - 1), "lacks - log r"),
+    (
+        "check_kl_estimators",
+        lambda p, q: (q - p, (q - p) ** 2 / 2, (q - p).exp() - 1 + (q - p)),
+        "both subtract it",
+    ),
+    ("check_kl_estimators", third(lambda x: x.exp() - 1), "lacks - log rho"),
     ("check_kl_estimators", third(lambda x: x.exp() - x), "lacks - 1"),
     ("check_kl_estimators", third(lambda x: (-x).exp() - 1 + x), "upside down"),
     ("check_exact_kl", lambda x, y: exact_by_kl_div(y, x), "KL(reference || policy)"),
@@ -95,5 +105,10 @@ WRONG = [
         "check_exact_kl",
         lambda x, y: (x.log_softmax(-1) - y.log_softmax(-1)).mean(-1),
         "plain mean",
+    ),
+    (
+        "check_exact_kl",
+        lambda x, y: (x.log_softmax(-1) - y.log_softmax(-1)).sum(-1),
+        "plain sum",
     ),
 ]

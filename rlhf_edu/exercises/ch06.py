@@ -99,6 +99,10 @@ def check_answer_mask(student: Callable[..., Any]) -> Result:
         is_end = (response == eos).long()
         return (is_end.cumsum(1) - is_end == 0).double()
 
+    def by_argmax(response: Tensor, eos: int) -> Tensor:
+        places = torch.arange(response.shape[1])[None]
+        return (places <= (response == eos).int().argmax(1)[:, None]).double()
+
     def to_the_last(response: Tensor, eos: int) -> Tensor:
         ends = (response == eos).long()
         after = ends.flip(1).cumsum(1).flip(1)
@@ -144,6 +148,11 @@ def check_answer_mask(student: Callable[..., Any]) -> Result:
                 "one end-of-text may come, and everything up to a second one counts: padding "
                 "with another id is scored",
             ),
+            Mistake(
+                by_argmax,
+                "an answer that was cut off has no end-of-text, and argmax then says 0: all of it "
+                "counts",
+            ),
         ],
         "right: whatever the padding is, the answer ends with its first end-of-text",
     )
@@ -177,11 +186,15 @@ def check_kl_estimators(student: Callable[..., Any]) -> Result:
             Mistake(
                 lambda n, r: right(r, n),
                 "the other way round: the samples come from the policy, so k1 is log(policy / "
-                "reference), and r in k3 is reference / policy",
+                "reference), and rho in k3 is reference / policy",
             ),
             Mistake(
                 lambda n, r: (r - n, *right(n, r)[1:]),
                 "k1 has the wrong sign: it is log(policy / reference) = logprobs - ref_logprobs",
+            ),
+            Mistake(
+                lambda n, r: (r - n, right(n, r)[1], (r - n).expm1() + (r - n)),
+                "log rho has the wrong sign in k1 and in k3: both subtract it",
             ),
             Mistake(
                 lambda n, r: ((n - r).abs(), *right(n, r)[1:]),
@@ -190,16 +203,16 @@ def check_kl_estimators(student: Callable[..., Any]) -> Result:
             Mistake(with_second(lambda x: x**2), "k2 lacks its half: the square is divided by 2"),
             Mistake(
                 with_third(lambda x: (-x).expm1() + x),
-                "k3 has r upside down: r = reference / policy",
+                "k3 has rho upside down: it is reference / policy",
             ),
-            Mistake(with_third(torch.expm1), "k3 lacks - log r: r - 1 alone has mean 0"),
+            Mistake(with_third(torch.expm1), "k3 lacks - log rho: rho - 1 alone has mean 0"),
             Mistake(
                 with_third(lambda x: x.exp() - x),
                 "k3 lacks - 1: where policy and reference agree, it must be 0",
             ),
             Mistake(
                 with_third(lambda x: x.expm1() + x),
-                "k3 has + log r: subtract it, so that the result is never negative",
+                "k3 has + log rho: subtract it, so that the result is never negative",
             ),
         ],
         "right: three estimates from the same two numbers; k1 may be negative, the others never",
@@ -243,6 +256,10 @@ def check_exact_kl(student: Callable[..., Any]) -> Result:
             Mistake(
                 lambda x, y: (x.log_softmax(-1) - y.log_softmax(-1)).mean(-1),
                 "a plain mean over the vocabulary: weigh each word by the policy's probability",
+            ),
+            Mistake(
+                lambda x, y: (x.log_softmax(-1) - y.log_softmax(-1)).sum(-1),
+                "a plain sum over the vocabulary: weigh each word by the policy's probability",
             ),
             Mistake(
                 lambda x, y: right(x, y) / x.shape[-1],
