@@ -37,6 +37,9 @@ def check_best_of_n_weights(student: Callable[..., Any]) -> Result:
         weights[scores[:n].argmax()] = 1.0
         return weights
 
+    def chances(counts: Tensor, n: int) -> Tensor:
+        return numbers(*[math.comb(int(b), n - 1) for b in counts]) / math.comb(len(counts), n)
+
     cases = [
         {"scores": numbers(0.3, 2.0, -1.0, 0.9), "n": 2},
         {"scores": numbers(-2.0, 0.5, 1.5, 0.1, 3.0), "n": 3},
@@ -64,6 +67,20 @@ def check_best_of_n_weights(student: Callable[..., Any]) -> Result:
                 lambda s, n: best_of_n_weights(s, n).sort().values,
                 "the weights are right, but stand in order of the scores: give each back to its "
                 "own sample",
+            ),
+            Mistake(
+                lambda s, n: chances(s.argsort().argsort() + 1, n),
+                "you count the sample itself among those below it: with place i from 1, there are "
+                "i - 1 below",
+            ),
+            Mistake(
+                lambda s, n: chances(s.argsort(), n),
+                "argsort says which sample stands at each place, not at which place a sample "
+                "stands: count the lower scores instead",
+            ),
+            Mistake(
+                lambda s, n: (s == s.max()).double(),
+                "the best of all N always wins: with n of them drawn it is often not among them",
             ),
             Mistake(
                 lambda s, n: torch.full((len(s),), 1 / len(s), dtype=torch.float64),
@@ -120,6 +137,16 @@ def check_best_of_n_law(student: Callable[..., Any]) -> Result:
                 no_share,
                 "below a tied answer stand only the strictly worse ones, not its equals: take "
                 "F^n - (F strictly below)^n for the whole tie, then split it",
+            ),
+            Mistake(
+                lambda p, s, n: double(p, s, n) * p,
+                "the chance of the tie times p: its share of the tie is p / (sum of p over the "
+                "tie), so that an answer without equals keeps all of it",
+            ),
+            Mistake(
+                lambda p, s, n: double(p, s, n) / (s[None, :] == s[:, None]).sum(1),
+                "you split a tie evenly; the likelier of two equals is drawn first more often, so "
+                "split in proportion to probability",
             ),
             Mistake(
                 some_order,
@@ -234,6 +261,10 @@ def check_gao_peak(student: Callable[..., Any]) -> Result:
             Mistake(
                 lambda a, b: numbers(a / b, math.exp(a / b - 1)),
                 "the best-of-n law: the derivative of d^2 is 2 d",
+            ),
+            Mistake(
+                lambda a, b: numbers(a / 2 * b, math.exp(a / b - 1)),
+                "a / 2 * b is a b / 2 in Python: put brackets around 2 * b",
             ),
             Mistake(
                 lambda a, b: right(a, b).flip(0),
