@@ -77,6 +77,29 @@ WRONG = [
     ),
     (
         "check_objective",
+        lambda s, p, q, m, x, b, g: s.mean() - b * (p - q)[m > 0].mean() + g * x.mean(),
+        "tokens of all answers",
+    ),
+    (
+        "check_objective",
+        lambda s, p, q, m, x, b, g: (s[:, None] - b * (p - q) * m).mean() + g * x.mean(),
+        "over answers and tokens",
+    ),
+    (
+        "check_objective",
+        lambda s, p, q, m, x, b, g: s.mean() - b * (p - q)[m > 0].sum() + g * x.mean(),
+        "sum over all answers",
+    ),
+    (
+        "check_objective",
+        lambda s, p, q, m, x, b, g: (
+            (s.mean() - b * F.kl_div(q, p, log_target=True, reduction="none")[m > 0].sum() / len(s))
+            + g * x.mean()
+        ),
+        "counts once",
+    ),
+    (
+        "check_objective",
         lambda s, p, q, m, x, b, g: -objective_in_one_line(s, p, q, m, x, b, g),
         "that is the loss",
     ),
@@ -109,6 +132,7 @@ WRONG = [
         "no gradient",
     ),
     ("check_harmless_gamma", lambda g, h: -(g @ h) / (h @ h), "at least 0"),
+    ("check_harmless_gamma", lambda g, h: abs(float(g @ h / (h @ h))), "no abs"),
     ("check_harmless_gamma", lambda g, h: max(0.0, float(g @ h / (h @ h))), "the sign"),
     ("check_harmless_gamma", lambda g, h: gamma_by_projection(h, g), "square of PPO's gradient"),
     (

@@ -71,6 +71,30 @@ def check_objective(student: Callable[..., Any]) -> Result:
                 "sum over its tokens",
             ),
             Mistake(
+                lambda s, p, q, m, x, b, g: (
+                    s.mean() - b * ((p - q) * m).sum() / m.sum() + g * x.mean()
+                ),
+                "the KL is a mean over the tokens of all answers: Eq. 2 has the log-ratio of a "
+                "whole answer, the sum over its tokens",
+            ),
+            Mistake(
+                lambda s, p, q, m, x, b, g: s.mean() - b * ((p - q) * m).mean() + g * x.mean(),
+                "the KL is a mean over answers and tokens: add up over the tokens, sum(-1), and "
+                "take the mean over answers",
+            ),
+            Mistake(
+                lambda s, p, q, m, x, b, g: s.mean() - b * ((p - q) * m).sum() + g * x.mean(),
+                "the KL is a sum over all answers: add up over the tokens, and take the mean over "
+                "answers, as with the scores",
+            ),
+            Mistake(
+                lambda s, p, q, m, x, b, g: (
+                    (s - b * (p.exp() * (p - q) * m).sum(-1)).mean() + g * x.mean()
+                ),
+                "the log-ratio is weighed by the policy's probability; the answers are sampled "
+                "from the policy, so each token counts once",
+            ),
+            Mistake(
                 lambda s, p, q, m, x, b, g: right(s, p, q, m, x, -b, g),
                 "you pay for being far from the reference: the KL is subtracted, and its log-ratio "
                 "is policy less reference",
@@ -190,6 +214,10 @@ def check_harmless_gamma(student: Callable[..., Any]) -> Result:
             Mistake(
                 lambda g, h: ((g @ h) / (h @ h)).clamp(min=0),
                 "the sign: there is harm where the product of the two gradients is negative",
+            ),
+            Mistake(
+                lambda g, h: (g @ h).abs() / (h @ h),
+                "where the two gradients agree no help is needed, and gamma is 0: clamp, no abs",
             ),
             Mistake(
                 lambda g, h: (-(g @ h) / (g @ g)).clamp(min=0),
