@@ -169,6 +169,8 @@ class Microscope(Panel):
         )
         prompt = f"<div><i>{html.escape(self.prompt.value)}</i></div>"
         caption = f"{name}: {QUANTITIES[name]}; sum {_signed(sum(numbers))}"
+        if self.critic is None and name in ("value", "advantage"):
+            caption += " (no critic was given: every value is 0)"
         return f"<div>{prompt}<div>{cells}</div><div>{html.escape(caption)}</div></div>"
 
     def words(self) -> str:

@@ -169,6 +169,14 @@ def test_microscope_of_a_model_and_itself_shows_no_kl() -> None:
     assert "KL adds up to +0.0" in repr(scope)
 
 
+def test_microscope_says_that_it_has_no_critic() -> None:
+    with_one = microscope(critic=scalar_model_from(tiny_models.llama(2)), quantity="value")
+    without = microscope(quantity="value")
+    assert "no critic" in without.page.value and "no critic" not in with_one.page.value
+    without.quantity.value = "KL"
+    assert "no critic" not in without.page.value
+
+
 def test_microscope_answers_by_itself_and_on_the_button() -> None:
     policy = tiny_models.llama(0)
     scope = Microscope(TOKENIZER, policy, policy, prompt="Is the cat old?")
