@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import write_text
 from rlhf_edu.models import replace_folder
+from rlhf_edu.parallel import is_main
 from rlhf_edu.training import Record
 
 # Settings that change no number: a run may go on with other ones.
 WITHOUT_EFFECT = "checkpoint_every checkpoint_folder same_start max_kl max_constant_steps".split()
-
+WITHOUT_EFFECT += ["micro_batch"]  # but for rounding
 
 # What reading a damaged file can raise.
 BROKEN = (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError)
@@ -127,7 +128,7 @@ class Checkpoint:
 
     def save_if_due(self, history: list[Record]) -> None:
         """Write a checkpoint after every `checkpoint_every` steps."""
-        if self.active and len(history) % self.config.checkpoint_every == 0:
+        if self.active and is_main() and len(history) % self.config.checkpoint_every == 0:
             self.save(history)
 
     def save(self, history: list[Record]) -> None:

@@ -16,8 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Ranking
+from rlhf_edu.economy import economy
 from rlhf_edu.groups import Group, answer_logprobs, make_group
 from rlhf_edu.losses import dpo_loss, ipo_loss, length_normalised_dpo_loss
+from rlhf_edu.parallel import gathered, share, share_of_batch, totals
 from rlhf_edu.training import (
     OnStep,
     Record,
@@ -56,6 +58,9 @@ class DPOConfig:
         weight_decay: of AdamW.
         max_norm: the gradient is clipped to this norm.
         max_answer_tokens: an answer that was cut off anyway is read up to here.
+        bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
+        micro_batch: hold the activations of so many prompts with their answers at once; the
+            backward pass computes them again. 0: of all. See `economy.micro_batches`.
         seed: of the order of the prompts.
         same_start: policy and reference start as the same model, and step 0 checks that they do.
         checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
@@ -72,6 +77,8 @@ class DPOConfig:
     weight_decay: float = 0.0
     max_norm: float = 1.0
     max_answer_tokens: int = 64
+    bf16: bool = False
+    micro_batch: int = 0
     seed: int = 0
     same_start: bool = True
     checkpoint_every: int = 0
@@ -117,9 +124,10 @@ def reference_sums(
     batch_size: int = 64,
 ) -> list[Tensor]:
     """Log-probs of whole answers under the reference, nats: one tensor (K,) for each group."""
-    pad_id, parts = tokenizer.pad_token_id, range(0, len(groups), batch_size)
-    found = (answer_logprobs(reference, groups[i : i + batch_size], pad_id) for i in parts)
-    return [sums(answers) for part in found for answers in part]
+    mine, pad_id = share(groups), tokenizer.pad_token_id
+    parts = (mine[i : i + batch_size] for i in range(0, len(mine), batch_size))
+    found = (answer_logprobs(reference, part, pad_id) for part in parts)
+    return gathered([sums(answers) for part in found for answers in part], reference.device)
 
 
 def sums(answers: Sequence[Tensor]) -> Tensor:
@@ -232,7 +240,8 @@ def train_dpo(
     require_sound(policy, "train_dpo", max(sizes))
     require_sound(reference, "train_dpo", max(sizes))
     # The reference never changes: one pass over the data before training is all it has to do.
-    references = reference_sums(reference, tokenizer, groups)
+    with economy(config, reference):
+        references = reference_sums(reference, tokenizer, groups)
     optimizer = make_optimizer(policy.parameters(), config.lr, config.weight_decay)
     plan = plan_batches(sizes, config.batch_size, config.epochs, config.seed)
     saved = Checkpoint(config, policy, {"policy": optimizer}, groups, tokenizer, [reference])
@@ -241,20 +250,24 @@ def train_dpo(
     with contextlib.suppress(KeyboardInterrupt):
         for epoch, chosen in plan[len(history) :]:
             # 1. Log-probs of all answers; each is read once, whatever the number of its pairs.
-            step, part = len(history), [groups[i] for i in chosen]
-            refs = torch.cat([references[i] for i in chosen])
-            note = saved.note(step) if step else check_step_0(policy, tokenizer, part, refs, config)
-            pairs, lengths = _pair_sums(policy, tokenizer, part, refs)
+            step = len(history)
+            mine, weight = share_of_batch(chosen, lambda i: len(groups[i].pairs))
+            part, refs = [groups[i] for i in mine], torch.cat([references[i] for i in mine])
+            with economy(config, policy):
+                pairs, lengths = _pair_sums(policy, tokenizer, part, refs)
+                checked = (policy, tokenizer, part, refs, config)
+                note = saved.note(step) if step else check_step_0(*checked)
 
             # 2. How far has the policy moved towards the chosen answers?
             loss, up, down = _preference_loss(config, pairs, lengths)
+            loss = weight * loss
 
             # 3. Move it a little further.
             lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
             norm = update(optimizer, loss, lr, config.max_norm)
 
             # 4. Report and save.
-            record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
+            record = {"step": step, "epoch": epoch, **totals(loss=loss), "lr": lr, "norm": norm}
             record |= _diagnostics(up, down, *pairs[:2])
             record |= {"seconds": time.perf_counter() - start, **note}
             report(history, record, on_step)

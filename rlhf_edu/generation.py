@@ -19,6 +19,7 @@ from rlhf_edu.models import (
     parts_by_length,
     position_ids,
 )
+from rlhf_edu.parallel import gathered, share
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,16 @@ def generate(
     uniforms = uniforms.to(model.device)
     ends = _ending_ids(tokenizer, stop).to(model.device)
 
-    parts, order = [], []
-    for chosen in parts_by_length(list(map(len, rows)), batch_size):
+    parts, order, mine = [], [], share(range(len(rows)))
+    for part in parts_by_length([len(rows[i]) for i in mine], batch_size):
+        chosen = [mine[i] for i in part]
         order += chosen
         ids, mask = pad_left([rows[i] for i in chosen], tokenizer.pad_token_id)
         ids, mask = ids.to(model.device), mask.to(model.device)
         parts.append(_sample(model, ids, mask, uniforms[chosen], temperature, ends))
-    back = torch.tensor(order, device=model.device).argsort()
+    parts = gathered(parts, model.device)
+    order = torch.cat(gathered([torch.tensor(order, dtype=torch.long)], model.device))
+    back = order.argsort().to(model.device)
     return replace(_stack(parts, tokenizer.pad_token_id).rows(back), stop=stop)
 
 

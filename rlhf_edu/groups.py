@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import Ranking
+from rlhf_edu.economy import frugal, part_size
 from rlhf_edu.losses import token_logprobs
 from rlhf_edu.models import (
     encode_answer,
@@ -170,7 +171,8 @@ def _by_length(
     compute: Callable[[Sequence[Group]], list], groups: Sequence[Group], model: PreTrainedModel
 ) -> list:
     """Compute something for groups of like length at a time, as `models.by_length` does."""
-    size = len(groups) if model.device.type == "cuda" else 4
+    size = part_size(len(groups) if model.device.type == "cuda" else 4)
+    compute = frugal(compute)
     result: list = [None] * len(groups)
     for part in parts_by_length([len(group.tokens) for group in groups], size):
         for i, found in zip(part, compute([groups[i] for i in part]), strict=True):

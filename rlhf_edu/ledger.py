@@ -209,7 +209,7 @@ class Ledger:
 
     Attributes:
         networks: by role.
-        activations, logits: of the optimisation phase, for one minibatch.
+        activations, logits: of the optimisation phase, for the rows that are held at once.
         cache: keys and values, of the rollout phase.
     """
 
@@ -248,7 +248,7 @@ class Ledger:
 def ppo_ledger(
     config: PreTrainedConfig,
     batch: int,
-    minibatch: int,
+    held: int,
     prompt: int,
     answer: int,
     lora_rank: int = 0,
@@ -258,7 +258,8 @@ def ppo_ledger(
 
     Args:
         config: of the model.
-        batch, minibatch: episodes in a rollout, and in an optimiser step.
+        batch, held: episodes in a rollout, and of those whose activations are held at once: a
+            minibatch, or the micro_batch.
         prompt, answer: tokens of each.
         lora_rank: 0: four networks; else one backbone with four adapters of this rank.
         dtype: of the weights; adapters are fp32.
@@ -272,7 +273,7 @@ def ppo_ledger(
         networks = one_backbone(size, lora_parameters(model, lora_rank), head, each)
     else:
         networks = four_networks(size, scalar + head, each)
-    kept = activation_bytes(model, minibatch, prompt, answer)
+    kept = activation_bytes(model, held, prompt, answer)
     return Ledger(networks, **kept, cache=cache_bytes(config, batch, prompt + answer, each))
 
 
@@ -297,7 +298,7 @@ ADVICE = {
     "weights": "load the models in bf16, or use one backbone with LoRA",
     "gradients": "use LoRA, which trains a hundredth of the weights",
     "optimizer": "use LoRA, which trains a hundredth of the weights",
-    "activations": "lower minibatch, or the length of prompts and answers",
-    "logits": "lower minibatch or max_new_tokens",
+    "activations": "set micro_batch, or lower it, or make prompts and answers shorter",
+    "logits": "set micro_batch, or lower it, or lower max_new_tokens",
     "cache": "lower batch_size or max_new_tokens",
 }

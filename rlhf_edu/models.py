@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from rlhf_edu.data import to_messages
+from rlhf_edu.economy import frugal, part_size
 from rlhf_edu.losses import token_logprobs
 
 # The one format of every prompt, for every model. The line break is the cue to answer.
@@ -414,7 +415,8 @@ def by_length(
     Returns:
         (B,) or (B, R), with gradient if `compute` gives one; 0 where all rows were padding.
     """
-    if sequences.tokens.is_cuda or len(sequences) <= size:
+    size, compute = part_size(len(sequences) if sequences.tokens.is_cuda else size), frugal(compute)
+    if len(sequences) <= size:
         return compute(sequences)
     order = sequences.attention_mask.sum(1).argsort(stable=True)
     parts = [compute(sequences.rows(rows)) for rows in order.split(size)]

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_edu.checkpoints import Checkpoint
+from rlhf_edu.economy import economy
 from rlhf_edu.generation import Rollout, generate
 from rlhf_edu.losses import (
     gae,
@@ -23,6 +25,7 @@ from rlhf_edu.losses import (
     whiten,
 )
 from rlhf_edu.models import Roles, encode_prompt
+from rlhf_edu.parallel import gathered, share, share_of_batch, totals
 from rlhf_edu.pretrain import next_token_loss
 from rlhf_edu.training import (
     DROPOUT,
@@ -63,6 +66,9 @@ class PPOConfig:
         ptx_coef: gamma of InstructGPT Eq. 2, the weight of pretraining text; 0: plain PPO.
         ptx_blocks: blocks of pretraining text per minibatch.
         max_norm: of gradient clipping.
+        bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
+        micro_batch: hold the activations of so many episodes, or blocks of text, at once; the
+            backward pass computes them again. 0: of all. See `economy.micro_batches`.
         seed: of prompts, samples and minibatches.
         same_start: policy and reference start as the same model, and step 0 checks that they do.
         max_kl: stop when a rollout is more nats per answer from the reference; None: ten for each
@@ -91,6 +97,8 @@ class PPOConfig:
     ptx_coef: float = 0.0
     ptx_blocks: int = 4
     max_norm: float = 1.0
+    bf16: bool = False
+    micro_batch: int = 0
     seed: int = 0
     same_start: bool = True
     max_kl: float | None = None
@@ -133,9 +141,8 @@ class Experience:
 @torch.no_grad()
 def evaluate_rollout(roles: Roles, rollout: Rollout, config: PPOConfig) -> Experience:
     """Phase two of a PPO step: reward, KL penalty, value and advantage of every token."""
-    logprobs = roles.response_logprobs(rollout, config.temperature)
-    reference = roles.reference_logprobs(rollout, config.temperature)
-    values, scores = roles.values(rollout), roles.rewards(rollout)
+    with economy(config, roles.policy):
+        logprobs, reference, values, scores = _look_at(roles, rollout, config.temperature)
     penalised = penalise_missing_end(scores, rollout.ended, config.missing_eos_penalty)
     mask = rollout.mask
     rewards = shaped_rewards(penalised, logprobs, reference, mask, config.beta)
@@ -150,6 +157,19 @@ def evaluate_rollout(roles: Roles, rollout: Rollout, config: PPOConfig) -> Exper
         scores=scores,
         kl=masked_sum(logprobs - reference, mask),
     )
+
+
+def _look_at(roles: Roles, rollout: Rollout, temperature: float) -> list[Tensor]:
+    """Log-probs of policy and reference, values (B, R), and scores (B,)."""
+    mine, width = share(range(len(rollout))), rollout.response.shape[1]
+    found: list[Tensor] = []
+    if mine:
+        part = rollout.rows(slice(mine.start, mine.stop))
+        logprobs = roles.response_logprobs(part, temperature)
+        found = [logprobs, roles.reference_logprobs(part, temperature), roles.values(part)]
+        found = [F.pad(x, (0, width - x.shape[1])) for x in found] + [roles.rewards(part)]
+    every = gathered(found, rollout.tokens.device)
+    return [torch.cat(every[i::4]) for i in range(4)]
 
 
 def check_step_0(roles: Roles, rollout: Rollout, config: PPOConfig, eos: int) -> Record:
@@ -171,10 +191,12 @@ def check_step_0(roles: Roles, rollout: Rollout, config: PPOConfig, eos: int) ->
             "end-of-text is taken for padding (pad = EOS confusion): make masks from lengths"
         )
     # 2. Who learns, and does it agree with itself?
-    experience, limit = evaluate_rollout(roles, rollout, config), step_0_tolerance(roles.policy)
+    experience = evaluate_rollout(roles, rollout, config)
     part = rollout.rows(slice(0, config.minibatch))
-    again, real = roles.response_logprobs(part, config.temperature), part.mask.bool()
-    reference = roles.reference_logprobs(part, config.temperature)
+    with economy(config, roles.policy):
+        limit, real = step_0_tolerance(roles.policy), part.mask.bool()
+        again = roles.response_logprobs(part, config.temperature)
+        reference = roles.reference_logprobs(part, config.temperature)
     if reference.requires_grad or not again.requires_grad:
         raise RuntimeError(
             "step 0: the gradient does not reach the policy, or reaches the reference; are policy "
@@ -238,22 +260,30 @@ def learn(
 
     `text` (n, T) are pretraining blocks, or None; `scale` multiplies the learning rates.
     """
+    lengths = experience.rollout.lengths.tolist()
+    mine, weight = share_of_batch(rows.tolist(), lengths.__getitem__)
+    rows = torch.tensor(mine, device=experience.logprobs.device)
     part = experience.rollout.rows(rows)  # without the columns that are padding in all of them
     width = part.response.shape[1]
     old, advantages = experience.logprobs[rows, :width], experience.advantages[rows, :width]
     # The policy: clipped objective, plus gamma times the loss on web pages, in one gradient.
-    logprobs = roles.response_logprobs(part, config.temperature)
-    ppo, seen = policy_loss(logprobs, old, advantages, part.mask, config.clip)
-    ptx = next_token_loss(roles.policy, text) if text is not None else ppo.new_zeros(())
-    loss = ppo + config.ptx_coef * ptx
+    with economy(config, roles.policy):
+        logprobs = roles.response_logprobs(part, config.temperature)
+        ppo, seen = policy_loss(logprobs, old, advantages, part.mask, config.clip)
+        numbers = {"policy_loss": ppo, "ptx_loss": ppo.new_zeros(()), **seen}
+        numbers = {name: weight * number for name, number in numbers.items()}
+        if text is not None:
+            text, part_of_text = share_of_batch(text, lambda block: 1)
+            numbers["ptx_loss"] = part_of_text * next_token_loss(roles.policy, text)
+        loss = numbers["policy_loss"] + config.ptx_coef * numbers["ptx_loss"]
     norm = update(optimizers["policy"], loss, config.lr * scale, config.max_norm)
     # The critic: nearer to the returns.
-    values = roles.values(part)
+    with economy(config, roles.policy):
+        values = roles.values(part)
     old_values, returns = experience.values[rows, :width], experience.returns[rows, :width]
-    critic = value_loss(values, old_values, returns, part.mask, config.value_clip)
+    critic = weight * value_loss(values, old_values, returns, part.mask, config.value_clip)
     update(optimizers["critic"], critic, config.critic_lr * scale, config.max_norm)
-    numbers = {"policy_loss": ppo, "value_loss": critic, "ptx_loss": ptx, **seen}
-    return {name: number.item() for name, number in numbers.items()} | {"norm": norm}
+    return totals(**numbers, value_loss=critic) | {"norm": norm}
 
 
 def summarise(experience: Experience, updates: list[dict[str, float]]) -> dict[str, Any]:
@@ -311,7 +341,8 @@ def train_ppo(
             # 1. Rollout: the policy answers a batch of prompts.
             chosen = [ids[i] for i in _draw_prompts(queue, len(ids), config.batch_size, random)]
             limits = config.max_new_tokens, config.temperature
-            rollout = generate(roles.policy, tokenizer, chosen, *limits, random)
+            with economy(config, roles.policy):
+                rollout = generate(roles.policy, tokenizer, chosen, *limits, random)
 
             # 2. Evaluation: reward model, reference and critic say what each token was worth.
             note = saved.note(step) if step else check_step_0(roles, rollout, config, eos)

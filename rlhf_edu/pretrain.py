@@ -3,26 +3,23 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from rlhf_edu.checkpoints import Checkpoint
+from rlhf_edu.economy import bf16_products, frugal, part_size
 from rlhf_edu.models import encode_text
+from rlhf_edu.parallel import share_of_batch, totals
 from rlhf_edu.training import (
     DROPOUT,
     MISALIGNED,
@@ -111,8 +108,7 @@ class PretrainConfig:
         warmup: steps in which the learning rate rises; afterwards a cosine to a tenth.
         weight_decay, betas: of AdamW.
         max_norm: the gradient is clipped to this norm.
-        bf16: multiply matrices in bfloat16 (weights, attention and loss stay fp32). Nearly twice
-            as fast on a processor with such instructions (avx512_bf16, AMX), slower without.
+        bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
         seed: of the order of the blocks.
         checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
             run whose folder holds a checkpoint of it goes on from there.
@@ -139,46 +135,18 @@ class PretrainConfig:
             require_positive(self, "steps")
 
 
-def _fp32_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    with torch.autocast(query.device.type, enabled=False):
-        query, key, value = query.float(), key.float(), value.float()
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-
-
-AttentionInterface.register("sdpa_fp32", _fp32_attention)
-AttentionMaskInterface.register("sdpa_fp32", sdpa_mask)
-
-
-@contextlib.contextmanager
-def bf16_products(model: PreTrainedModel, enabled: bool = True) -> Iterator[None]:
-    """Within this context the model multiplies matrices in bfloat16, but attends in fp32."""
-    if not enabled:
-        yield
-        return
-    before = model.config._attn_implementation
-    # On a CPU the backward pass of attention in bfloat16 costs several times that in fp32.
-    model.set_attn_implementation("sdpa_fp32")
-    try:
-        with torch.autocast(model.device.type, torch.bfloat16):
-            yield
-    finally:
-        model.set_attn_implementation(before)
-
-
 def next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
     """Mean loss of blocks (B, T) of text without padding, in nats per token.
 
     The same number as `losses.ptx_loss`, faster: torch's fused function, and no copy of a slice.
     """
-    logits = model(input_ids=blocks[:, :-1], use_cache=False).logits
-    return F.cross_entropy(logits.float().flatten(0, 1), blocks[:, 1:].flatten())
+
+    def compute(part: Tensor) -> Tensor:
+        logits = model(input_ids=part[:, :-1], use_cache=False).logits
+        loss = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten())
+        return loss * (len(part) / len(blocks))
+
+    return sum(map(frugal(compute), blocks.split(part_size(len(blocks)))))
 
 
 def plan_blocks(count: int, config: PretrainConfig) -> list[Tensor]:
@@ -251,11 +219,12 @@ def pretrain(
         for rows in plan[len(history) :]:
             # 1. Take the next blocks.
             step, batch = len(history), blocks[rows]
+            mine, weight = share_of_batch(batch, lambda block: 1)
 
             # 2. How surprised is the model by each next token?
             with bf16_products(model, config.bf16):
-                loss = next_token_loss(model, batch)
-            note = saved.note(step) if step else check_step_0(model, batch[0], loss)
+                loss = weight * next_token_loss(model, mine)
+            note = saved.note(step) if step else check_step_0(model, mine[0], loss)
 
             # 3. Make it a little less surprised.
             lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
@@ -263,7 +232,7 @@ def pretrain(
 
             # 4. Report and save.
             tokens += batch.numel()
-            record = {"step": step, "loss": loss.item(), "lr": lr, "norm": norm, "tokens": tokens}
+            record = {"step": step, **totals(loss=loss), "lr": lr, "norm": norm, "tokens": tokens}
             record |= {"seconds": time.perf_counter() - start, **note}
             report(history, record, on_step)
             saved.save_if_due(history)

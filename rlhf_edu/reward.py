@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Demonstration, Ranking
+from rlhf_edu.economy import economy
 from rlhf_edu.groups import Group, answer_scores, make_group
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
 from rlhf_edu.models import (
@@ -23,6 +24,7 @@ from rlhf_edu.models import (
     scalar_head,
     scores,
 )
+from rlhf_edu.parallel import share_of_batch, totals
 from rlhf_edu.training import (
     DROPOUT,
     MISALIGNED,
@@ -58,6 +60,9 @@ class RewardConfig:
         max_norm: the gradient is clipped to this norm.
         max_answer_tokens: an answer that was cut off anyway is read up to here; one that has an
             end is always read to its end.
+        bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
+        micro_batch: hold the activations of so many prompts with their answers at once; the
+            backward pass computes them again. 0: of all. See `economy.micro_batches`.
         seed: of the order of the prompts.
         checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
             run whose folder holds a checkpoint of it goes on from there.
@@ -70,6 +75,8 @@ class RewardConfig:
     weight_decay: float = 0.0
     max_norm: float = 1.0
     max_answer_tokens: int = 64
+    bf16: bool = False
+    micro_batch: int = 0
     seed: int = 0
     checkpoint_every: int = 0
     checkpoint_folder: str | None = None
@@ -208,19 +215,21 @@ def train_reward(
     with contextlib.suppress(KeyboardInterrupt):
         for epoch, rows in plan[len(history) :]:
             # 1. Score all answers to some prompts, each of them once.
-            step, part = len(history), [groups[i] for i in rows]
-            got, wanted = _score_groups(model, tokenizer, part)
+            step = len(history)
+            part, weight = share_of_batch([groups[i] for i in rows], lambda group: 1)
+            with economy(config, model):
+                got, wanted = _score_groups(model, tokenizer, part)
 
-            # 2. How likely are the labelers' choices, pair by pair?
-            loss = kwise_batch_loss(got, wanted)
-            note = saved.note(step) if step else check_step_0(model, tokenizer, part, loss)
+                # 2. How likely are the labelers' choices, pair by pair?
+                loss = weight * kwise_batch_loss(got, wanted)
+                note = saved.note(step) if step else check_step_0(model, tokenizer, part, loss)
 
             # 3. Make them likelier.
             lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
             norm = update(optimizer, loss, lr, config.max_norm)
 
             # 4. Report and save.
-            record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
+            record = {"step": step, "epoch": epoch, **totals(loss=loss), "lr": lr, "norm": norm}
             right, pairs = pair_accuracy(got.detach(), wanted)
             if validation and (step + 1) % (len(plan) // config.epochs) == 0:
                 record |= _validate(model, tokenizer, validation)

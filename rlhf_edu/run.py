@@ -13,6 +13,7 @@ A run has a folder, and goes on where it was stopped when its command is given a
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -51,6 +52,7 @@ from rlhf_edu.models import (
     save_model,
     scalar_model_from,
 )
+from rlhf_edu.parallel import is_main, join_others
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.pretrain import pack
 from rlhf_edu.reward import RewardConfig, normalise_reward, score_answers, train_reward
@@ -72,7 +74,7 @@ DEFAULTS = {"checkpoint_every": 50, "max_answer_tokens": 128, "max_new_tokens": 
 # Settings that have a flag of another name, or none.
 WITHOUT_FLAG = ("checkpoint_folder", "ptx_coef", "same_start")
 # Options that may change when a run goes on.
-FREE = ("out", "device", "checkpoint_every", "hub")
+FREE = ("out", "device", "checkpoint_every", "hub", "micro_batch")
 SAMPLES = 4
 
 
@@ -111,9 +113,11 @@ def _add_settings(parser: argparse.ArgumentParser, config: type) -> None:
     for field in dataclasses.fields(config):
         if field.name not in WITHOUT_FLAG:
             default = DEFAULTS.get(field.name, field.default)
-            kind = float if default is None else type(default)
+            kind = {"type": float if default is None else type(default)}
+            if isinstance(default, bool):
+                kind = {"action": "store_true"}
             flag, text = f"--{field.name.replace('_', '-')}", explained.get(field.name, " ")
-            parser.add_argument(flag, type=kind, default=default, help=text.replace("%", "%%"))
+            parser.add_argument(flag, **kind, default=default, help=text.replace("%", "%%"))
 
 
 def _config(command: str, options: argparse.Namespace) -> Any:
@@ -174,6 +178,8 @@ class Run:
 
     def note(self, done: bool, **more: Any) -> None:
         """Write run.json."""
+        if not is_main():
+            return
         libraries = {"torch": torch, "transformers": transformers, "peft": peft}
         versions = {name: library.__version__ for name, library in libraries.items()}
         about = {"done": done, "run": self.about, "device": str(self.device), **more}
@@ -212,6 +218,8 @@ class Run:
 
     def step(self, record: Record) -> None:
         """Add a record to history.jsonl, after those up to the checkpoint."""
+        if not is_main():
+            return
         file = self.out / "history.jsonl"
         if not self.history:
             lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
@@ -231,6 +239,7 @@ class Run:
         """Save everything and note that the run is done; not if it was stopped half-way."""
         if self.stopped:
             print(f"stopped after {len(history)} steps; the same command goes on")
+        if self.stopped or not is_main():
             return
         for name, model in trained.items():
             self._save(model, self.out / name)
@@ -343,7 +352,8 @@ def _ledger(run: Run) -> Ledger:
     """What the run will need in memory, with prompts and answers as long as they may be."""
     with one_line_errors(run.source.base):
         config = AutoConfig.from_pretrained(run.source.base)
-    sizes = run.config.batch_size, run.config.minibatch
+    at_once = run.config.micro_batch or run.config.minibatch
+    sizes = run.config.batch_size, min(at_once, run.config.minibatch)
     lengths = run.options.max_prompt_tokens, run.config.max_new_tokens
     return ppo_ledger(config, *sizes, *lengths, run.options.rank * run.options.lora, run.dtype)
 
@@ -408,10 +418,15 @@ def _stoppable(run: Run) -> Iterator[None]:
 
 def main(command: str, arguments: Sequence[str]) -> int:
     """Run one of the four commands; returns the exit code, 130 for a run that was stopped."""
-    run = Run(command, _parser(command).parse_args(arguments))
-    if run.done:
-        print(f"done already: {run.out / 'model'}")
-        return 0
-    with _stoppable(run):
-        COMMANDS[command](run)
+    options = _parser(command).parse_args(arguments)
+    join_others()
+    with contextlib.ExitStack() as stack:
+        if not is_main():
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        run = Run(command, options)
+        if run.done:
+            print(f"done already: {run.out / 'model'}")
+            return 0
+        with _stoppable(run):
+            COMMANDS[command](run)
     return 130 if run.stopped else 0

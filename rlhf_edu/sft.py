@@ -11,14 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Demonstration
+from rlhf_edu.economy import economy
 from rlhf_edu.losses import sft_loss
 from rlhf_edu.models import (
     Sequences,
+    by_length,
     encode_answer,
     encode_prompt,
     join,
     response_logprobs,
 )
+from rlhf_edu.parallel import share_of_batch, totals
 from rlhf_edu.training import (
     OnStep,
     Record,
@@ -52,6 +55,9 @@ class SFTConfig:
         weight_decay: of AdamW.
         max_norm: the gradient is clipped to this norm.
         max_answer_tokens: longer answers are left out, as a cut answer would teach not to end.
+        bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
+        micro_batch: hold the activations of so many demonstrations at once; the
+            backward pass computes them again. 0: of all. See `economy.micro_batches`.
         seed: of the order of the demonstrations.
         checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
             run whose folder holds a checkpoint of it goes on from there.
@@ -64,6 +70,8 @@ class SFTConfig:
     weight_decay: float = 0.0
     max_norm: float = 1.0
     max_answer_tokens: int = 64
+    bf16: bool = False
+    micro_batch: int = 0
     seed: int = 0
     checkpoint_every: int = 0
     checkpoint_folder: str | None = None
@@ -150,20 +158,23 @@ def train_sft(
     with contextlib.suppress(KeyboardInterrupt):
         for epoch, rows in plan[len(history) :]:
             # 1. Put prompts and answers side by side.
-            step, part = len(history), [pairs[i] for i in rows]
+            step, batch_tokens = len(history), sum(len(pairs[i][1]) for i in rows)
+            part, weight = share_of_batch([pairs[i] for i in rows], lambda pair: len(pair[1]))
             batch = _join(part, tokenizer).to(model.device)
 
             # 2. How surprised is the model by the answers? The prompts do not count.
-            loss = sft_loss(response_logprobs(model, batch), batch.mask)
-            note = saved.note(step) if step else check_step_0(model, batch, part, loss)
+            with economy(config, model):
+                logprobs = by_length(lambda x: response_logprobs(model, x), batch, len(batch))
+                loss = weight * sft_loss(logprobs, batch.mask)
+                note = saved.note(step) if step else check_step_0(model, batch, part, loss)
 
             # 3. Make it a little less surprised.
             lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
             norm = update(optimizer, loss, lr, config.max_norm)
 
             # 4. Report and save.
-            tokens += int(batch.mask.sum())
-            record = {"step": step, "epoch": epoch, "loss": loss.item(), "lr": lr, "norm": norm}
+            tokens += batch_tokens
+            record = {"step": step, "epoch": epoch, **totals(loss=loss), "lr": lr, "norm": norm}
             if validation and (step + 1) % (len(plan) // config.epochs) == 0:
                 record["validation_loss"] = answer_loss(model, tokenizer, validation)
             record |= {"tokens": tokens, "seconds": time.perf_counter() - start, **note}

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rlhf_edu.data import Prompt, Task
 
+from rlhf_edu.data import Prompt, Task
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.fluency import fluency
 from rlhf_edu.tinyweb.judge import RUDE, SCORERS, Judge

@@ -84,6 +84,6 @@ def test_the_cache_is_what_a_model_caches() -> None:
 
 def test_out_of_memory_says_who_took_what_and_what_to_change() -> None:
     expected = ledger.ppo_ledger(CONFIG, 8, 8, 60, 60)
-    message = "(?s)policy .activations.: lower minibatch.*critic"
+    message = "(?s)policy .activations.: set micro_batch.*critic"
     with pytest.raises(MemoryError, match=message), ledger.explained(expected):
         raise torch.OutOfMemoryError("CUDA out of memory")
