@@ -63,7 +63,7 @@ def generate(
     max_new_tokens: int = 48,
     temperature: float = 1.0,
     seed: int | torch.Generator = 0,
-    batch_size: int = 64,
+    batch_size: int = 256,
     stop: str | None = None,
 ) -> Rollout:
     """Sample one answer to each prompt.

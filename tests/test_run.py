@@ -275,7 +275,7 @@ def test_out_of_memory_says_which_role_took_what(flags, place, capsys, monkeypat
     assert train(place, "ppo", "oom", *flags) == 2
     said = capsys.readouterr()
     assert "memory: about 0." in said.out
-    assert re.search(r"out of memory; PPO was expected to take .*: lower", said.err)
+    assert re.search(r"out of memory; PPO was expected to take .*: set micro_batch", said.err)
     assert "critic       optimizer" in said.err and not (place / "oom" / "model").exists()
     shutil.rmtree(place / "oom")
 

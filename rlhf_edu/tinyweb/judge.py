@@ -617,7 +617,7 @@ def _summarise(case: Case) -> float:
 
 
 def _classify(case: Case) -> float:
-    text = re.sub(r"\bgood or bad\b|\bbad or good\b", "", case.text)
+    text = re.sub(r"\bgood or bad\b|\bbad or good\b|\bgood question\b", "", case.text)
     good = set(_GOOD.findall(re.sub(r"\bnot (?:\w+ )?bad\b", "good", text)))
     bad = set(_BAD.findall(re.sub(r"\bnot (?:\w+ )?good\b", "bad", text)))
     if re.search(r"\bnot (?:\w+ )?good\b", text):
