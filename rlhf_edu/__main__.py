@@ -55,7 +55,7 @@ def _bench_parser(bench: argparse.ArgumentParser) -> None:
         "--trl-ppo-python", type=Path, metavar="PATH", help="Python with trl==1.12.0"
     )
     bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    bench.add_argument("--stage", choices=["sft", "reward", "dpo", "ppo", "rloo"])
+    bench.add_argument("--stage", choices=["sft", "reward", "dpo", "ppo", "rloo", "race"])
     bench.add_argument("--size", choices=["2M", "87M", "309M"], help="of the model")
     bench.add_argument("--answers", type=int, default=0, metavar="K", help="of each ranking")
     bench.add_argument("--steps", type=int, default=6, help="timed steps of a run (default 6)")
@@ -82,9 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "experiment":
             print(_experiment(options.name).run(options.seeds))
         elif options.command == "bench":
-            from rlhf_edu.bench import Plan, bench
-
-            print(bench(Plan(**{k: v for k, v in vars(options).items() if k != "command"})))
+            print(_bench(options))
         elif options.command == "findings":
             from rlhf_edu.experiments.findings import findings
 
@@ -99,6 +97,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rlhf_edu: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _bench(options: argparse.Namespace) -> str:
+    from rlhf_edu.bench import Plan, bench
+
+    plan = Plan(**{k: v for k, v in vars(options).items() if k != "command"})
+    if plan.stage == "race":
+        from rlhf_edu.bench_race import race
+
+        return race(plan)
+    return bench(plan)
 
 
 def _experiment(name: str) -> ModuleType:

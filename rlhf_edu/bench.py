@@ -36,6 +36,7 @@ UNITS = {
     "rloo": "episodes",
 }
 TRL, TRL_PPO = "1.16.0", "1.12.0"
+WORKER = "rlhf_edu.bench_worker"
 Run = dict[str, Any]
 
 
@@ -128,19 +129,20 @@ def environment(plan: Plan) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **policy, **hidden, **quiet}
 
 
-def run_job(plan: Plan, python: str, job: Job) -> Run:
-    """Do a job in a process of its own.
+def run_worker(plan: Plan, python: str, module: str, job: dict[str, Any]) -> Run:
+    """Do a job, which a module takes as JSON, in a process of its own.
 
     Raises:
         RuntimeError: it failed; the message has the last line of what it said.
     """
-    command = [python, "-m", "rlhf_edu.bench_worker", json.dumps(asdict(job))]
+    command = [python, "-m", module, json.dumps(job)]
     done = subprocess.run(
         command, env=environment(plan), capture_output=True, text=True, encoding="utf-8"
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["nothing"]
-        raise RuntimeError(f"bench: {job.side} {job.stage} with {python} failed: {said[-1]}")
+        what = " ".join(str(job[name]) for name in ("side", "stage") if name in job)
+        raise RuntimeError(f"bench: {what} with {python} failed: {said[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -150,7 +152,8 @@ def measure(plan: Plan, stage: str) -> dict[str, Any]:
     runs: dict[str, list[Run]] = {side: [] for side, python in sides.items() if python}
     for seed in range(plan.repeats):
         for side in runs:
-            runs[side].append(run_job(plan, sides[side], plan.job(side, stage, seed)))
+            job = asdict(plan.job(side, stage, seed))
+            runs[side].append(run_worker(plan, sides[side], WORKER, job))
             print(f"{stage} {side}: {runs[side][-1]['seconds']:.3f} s a step", file=sys.stderr)
     return stage_report(plan, stage, runs)
 

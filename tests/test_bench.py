@@ -3,13 +3,13 @@
 import functools
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlhf_edu import __main__, bench, bench_worker
+from rlhf_edu import __main__, bench, bench_race, bench_worker
 from rlhf_edu.bench import Plan
 from rlhf_edu.bench_worker import Job
 
@@ -115,15 +115,15 @@ def a_run(side: str, seconds: float, memory: float = 100.0) -> dict:
 
 
 def answering(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Let `run_job` answer at once: TRL takes 3 s a step, we take 1, 2 and 1.5 s. Returns calls."""
+    """Let `run_worker` answer: TRL takes 3 s a step, we take 1, 2 and 1.5 s. Returns calls."""
     calls = []
 
-    def run_job(plan: Plan, python: str, job: Job) -> dict:
-        calls.append((job.side, job.seed))
-        ours = (1.0, 2.0, 1.5)[job.seed]
-        return a_run("trl", 3.0, 200.0) if job.side == "trl" else a_run("rlhf_edu", ours)
+    def run_worker(plan: Plan, python: str, module: str, job: dict) -> dict:
+        calls.append((job["side"], job["seed"]))
+        ours = (1.0, 2.0, 1.5)[job["seed"]]
+        return a_run("trl", 3.0, 200.0) if job["side"] == "trl" else a_run("rlhf_edu", ours)
 
-    monkeypatch.setattr(bench, "run_job", run_job)
+    monkeypatch.setattr(bench, "run_worker", run_worker)
     return calls
 
 
@@ -202,7 +202,54 @@ def test_what_a_worker_says_last_is_its_result(
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "a log line"\necho \'{"seconds": 2}\'\n')
     python.chmod(0o755)
-    assert bench.run_job(Plan(), str(python), TINY) == {"seconds": 2}
+    assert bench.run_worker(Plan(), str(python), bench.WORKER, asdict(TINY)) == {"seconds": 2}
     python.write_text("#!/bin/sh\necho 'No module named trl' >&2\nexit 1\n")
     with pytest.raises(RuntimeError, match="ours sft with .*: No module named trl"):
-        bench.run_job(Plan(), str(python), TINY)
+        bench.run_worker(Plan(), str(python), bench.WORKER, asdict(TINY))
+
+
+# --- the race ------------------------------------------------------------------------------------
+
+
+def a_race(gold: list[float], kl: float, each: float) -> dict:
+    looks = enumerate(gold, 1)
+    return {"looks": [{"seconds": each * i, "seen": 8 * i, "gold": g, "kl": kl} for i, g in looks]}
+
+
+def test_the_race_ends_where_trl_ends_at_no_more_kl() -> None:
+    cells = {}
+    for seed in range(2):
+        cells[f"trl seed {seed}"] = a_race([1.0, 2.0, 2.0, 2.0], 0.5, 10.0)
+        cells[f"ppo seed {seed}"] = a_race([1.5, 2.1, 3.0], 0.5, 5.0 + seed)
+        cells[f"dpo seed {seed}"] = a_race([2.5, 2.5], 0.4 + seed, 1.0)
+    assert bench_race.goal_of(cells["trl seed 0"]["looks"]) == (2.0, 0.5)
+    lines = bench_race.report(cells, 2).splitlines()
+    assert [line.split()[:3] for line in lines[1:4]] == [
+        ["0", "TRL", "ends"], ["0", "ppo", "10.0"], ["0", "dpo", "1.0"]
+    ]  # fmt: skip
+    assert "not there" in lines[6]  # the second DPO is further from the SFT model than TRL
+    assert "ppo is there in 2 of 2 seeds, 3.65" in lines[7]  # of 40 s in 10 and in 12
+    assert lines[8] == "dpo is there in 1 of 2 seeds"
+
+
+def test_the_race_wants_trl(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["bench", "--stage", "race"]) == 2
+    assert "--trl-ppo-python" in capsys.readouterr().err
+
+
+def test_a_racer_is_examined_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_race, "EXAM", 8)
+    course = bench_race.Course(bench_race.Race("ppo", 0, steps=2, every=1))
+    bench_race.run_ppo(course)
+    first, second = course.looks
+    assert 0 < first["seconds"] < second["seconds"] and second["seen"] == 2 * first["seen"]
+    assert {"seconds", "seen", "gold", "kl"} == set(second)
+
+
+def test_trl_scores_with_our_reward_model() -> None:
+    classifier = bench_race._classifier()
+    ours = bench_race.load_scalar_model(bench_race.MODELS / "reward-model-1M")
+    words = bench_race.load_tokenizer(bench_race.MODELS / "sft-1M")
+    ids = words("Name three animals.\nThe fox.", return_tensors="pt").input_ids
+    hidden = classifier.base_model(ids).last_hidden_state
+    assert torch.allclose(classifier.score(hidden), ours(input_ids=ids).logits, atol=1e-5)
