@@ -282,7 +282,9 @@ class LiveCurve:
         self.records: list[dict[str, Any]] = []
         self.finished = False
         self._bar = ipywidgets.IntProgress(max=max(1, total), layout={"width": "60%"})
-        self._image = ipywidgets.Image(format="png", width=self._size()[0] * DPI)
+        # Without a value a browser shows the sign for a broken image until the first step.
+        empty = png(self.figure())
+        self._image = ipywidgets.Image(value=empty, format="png", width=self._size()[0] * DPI)
         self._panel = Live([self._bar, self._image], f"{label}: {total} steps")
         self._start, self._due = time.perf_counter(), 0.0
         display(self._panel)
@@ -333,7 +335,9 @@ class LiveCurve:
         rows = figure.subplots(1, len(self.curves), squeeze=False)[0]
         for i, (axes, (name, label)) in enumerate(zip(rows, self.curves.items(), strict=True)):
             row = [record[name] for record in self.records]
-            axes.plot(range(1, len(row) + 1), row, color=colours[i % len(colours)], linestyle="-")
+            mark = "o" if len(row) == 1 else ""  # one step is no line
+            hue = colours[i % len(colours)]
+            axes.plot(range(1, len(row) + 1), row, marker=mark, color=hue, linestyle="-")
             axes.set(xlim=(0, self.total + 0.5), xlabel="step", title=label)
         figure.suptitle(self.label, fontsize=11)
         return figure

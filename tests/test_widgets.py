@@ -112,6 +112,7 @@ def test_progress_is_a_callback(shown: list) -> None:
 
 def test_live_curve_ends_with_a_figure_and_words(shown: list) -> None:
     live = LiveCurve(10, "PPO", digits=2, reward="score", kl="KL, nats")
+    assert bytes(live._image.value[1:4]) == b"PNG"  # empty axes, no broken image
     for i in range(10):
         live({"reward": i / 10, "kl": i, "other": "ignored"})
     live.finish()  # a second time does nothing
