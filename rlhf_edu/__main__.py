@@ -55,8 +55,11 @@ def _bench_parser(bench: argparse.ArgumentParser) -> None:
         "--trl-ppo-python", type=Path, metavar="PATH", help="Python with trl==1.12.0"
     )
     bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    bench.add_argument("--stage", choices=["sft", "reward", "dpo", "ppo", "rloo", "race"])
-    bench.add_argument("--size", choices=["2M", "87M", "309M"], help="of the model")
+    bench.add_argument("--stage", choices=["sft", "reward", "dpo", "ppo", "rloo", "race", "growth"])
+    bench.add_argument(
+        "--size", choices=["2M", "4M", "8M", "17M", "87M", "309M"], help="of the model"
+    )
+    bench.add_argument("--bf16", action="store_true", help="multiply in bfloat16, on both sides")
     bench.add_argument("--answers", type=int, default=0, metavar="K", help="of each ranking")
     bench.add_argument("--steps", type=int, default=6, help="timed steps of a run (default 6)")
     bench.add_argument("--warmup", type=int, default=2, help="steps before them (default 2)")
@@ -107,6 +110,10 @@ def _bench(options: argparse.Namespace) -> str:
         from rlhf_edu.bench_race import race
 
         return race(plan)
+    if plan.stage == "growth":
+        from rlhf_edu.bench_growth import growth
+
+        return growth(plan)
     return bench(plan)
 
 

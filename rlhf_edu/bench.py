@@ -54,6 +54,7 @@ class Plan:
         answers: of each ranking, only so many; 0: all.
         size: of the model, from `SIZES`; None: the smallest on a CPU, the largest on a GPU.
         threads: of each process.
+        bf16: whether both sides multiply in bfloat16; TRL's PPO does not, whatever it is told.
         trl_python, trl_ppo_python: where the environments' Pythons are.
     """
 
@@ -66,6 +67,7 @@ class Plan:
     answers: int = 0
     size: str | None = None
     threads: int = 1
+    bf16: bool = False
     trl_python: Path | None = None
     trl_ppo_python: Path | None = None
 
@@ -102,6 +104,7 @@ class Plan:
             steps=self.steps,
             batch=batch,
             answers=answers,
+            bf16=self.bf16,
             seed=seed,
         )
 
@@ -112,7 +115,8 @@ class Plan:
             if value != start[name]:
                 paths = {"trl_python": ".trl", "trl_ppo_python": ".trl-ppo"}
                 value = f"{paths[name]}/bin/python" if name in paths else value
-                shown.append(f"--{name.replace('_', '-')} {value}")
+                flag = f"--{name.replace('_', '-')}"
+                shown.append(flag if value is True else f"{flag} {value}")
         return " ".join(["python -m rlhf_edu bench", *shown])
 
 
@@ -350,6 +354,7 @@ def bench(plan: Plan, folder: Path | None = None) -> str:
     for stage in plan.stages:
         limited = plan.answers if stage in ("reward", "dpo") else 0
         name = f"{stage}, {limited} answers" if limited else stage
+        name += ", bf16" if plan.bf16 else ""
         found[name] = stored["stages"][name] = measure(plan, stage)
         write_text(path, json.dumps(stored, indent=1) + "\n")
     return table(found)

@@ -45,7 +45,14 @@ from rlhf_edu.models import (
 from rlhf_edu.training import number_of_batches, plan_batches
 
 # Width, layers and heads of a GPT-2 with the course's vocabulary, by its parameters.
-SIZES = {"2M": (192, 4, 4), "87M": (768, 12, 12), "309M": (1024, 24, 16)}
+SIZES = {
+    "2M": (192, 4, 4),
+    "4M": (256, 5, 4),
+    "8M": (320, 6, 5),
+    "17M": (448, 7, 7),
+    "87M": (768, 12, 12),
+    "309M": (1024, 24, 16),
+}
 CONTEXT = 512
 LR = 1e-4
 MB = 1e6
@@ -65,6 +72,7 @@ class Job:
         answers: of each ranking, only the first so many; 0: all.
         epochs: passes over a rollout, in one minibatch each.
         tokens: longest answer of a rollout.
+        bf16: whether matrices are multiplied in bfloat16.
         seed: of the order of the data and of the samples; the weights have seed 0.
     """
 
@@ -78,6 +86,7 @@ class Job:
     answers: int = 0
     epochs: int = 2
     tokens: int = 32
+    bf16: bool = False
     seed: int = 0
 
     @property
@@ -244,10 +253,16 @@ def matrix_flops(model: PreTrainedModel, tokens: float, predicted: float) -> flo
 # --- our side ------------------------------------------------------------------------------------
 
 
+def _settings(job: Job, epochs: int) -> dict[str, Any]:
+    """What all of our trainers are told."""
+    shared = {"lr": LR, "batch_size": job.batch, "epochs": epochs}
+    return shared | {"bf16": job.bf16, "seed": job.seed}
+
+
 def ours_sft(job: Job, clock: Clock) -> None:
     """`train_sft`: a unit is a token of prompt or answer."""
     model, (records, epochs) = make_policy(job), load_pairs(job)
-    config = sft.SFTConfig(lr=LR, batch_size=job.batch, epochs=epochs, seed=job.seed)
+    config = sft.SFTConfig(**_settings(job, epochs))
     pairs = sft.encode_demonstrations(tokenizer(), records, config.max_answer_tokens)
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     for _, rows in plan_batches(lengths, job.batch, epochs, job.seed):
@@ -277,7 +292,7 @@ def ours_reward(job: Job, clock: Clock) -> None:
     groups = [make_group(words, ranking) for ranking in rankings]
     for read, _ in _plan_groups(job, clock, groups, epochs):
         clock.flops.append(3 * matrix_flops(model, read, 0))
-    config = reward.RewardConfig(lr=LR, batch_size=job.batch, epochs=epochs, seed=job.seed)
+    config = reward.RewardConfig(**_settings(job, epochs))
     reward.train_reward(model, tokenizer(), rankings, config, clock.mark)
 
 
@@ -295,7 +310,7 @@ def ours_dpo(job: Job, clock: Clock) -> None:
         clock.before = tuple(b - a for a, b in zip(start, clock.now(), strict=True))
         return found
 
-    config = dpo.DPOConfig(lr=LR, batch_size=job.batch, epochs=epochs, seed=job.seed)
+    config = dpo.DPOConfig(**_settings(job, epochs))
     with patch.object(dpo, "reference_sums", reference_sums):
         dpo.train_dpo(policy, policy, tokenizer(), rankings, config, clock.mark)
 
@@ -326,9 +341,8 @@ def ours_ppo(job: Job, clock: Clock) -> None:
 
 
 def _ppo_config(job: Job) -> ppo.PPOConfig:
-    sizes = {"batch_size": job.batch, "minibatch": job.batch, "max_new_tokens": job.tokens}
-    rates = {"lr": LR, "critic_lr": LR}
-    return ppo.PPOConfig(steps=job.total, epochs=job.epochs, seed=job.seed, **sizes, **rates)
+    sizes = {"minibatch": job.batch, "max_new_tokens": job.tokens, "critic_lr": LR}
+    return ppo.PPOConfig(steps=job.total, **sizes, **_settings(job, job.epochs))
 
 
 # --- TRL -----------------------------------------------------------------------------------------
@@ -357,7 +371,7 @@ def trl_arguments(job: Job, batch: int) -> dict[str, Any]:
         "max_steps": job.total,
         "learning_rate": LR,
         "lr_scheduler_type": "constant",
-        "bf16": False,
+        "bf16": job.bf16,
         "gradient_checkpointing": False,
         "use_cpu": job.device == "cpu",
         "report_to": [],

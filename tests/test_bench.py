@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_edu import __main__, bench, bench_race, bench_worker
+from rlhf_edu import __main__, bench, bench_growth, bench_race, bench_worker
 from rlhf_edu.bench import Plan
 from rlhf_edu.bench_worker import Job
 
@@ -253,3 +253,30 @@ def test_trl_scores_with_our_reward_model() -> None:
     ids = words("Name three animals.\nThe fox.", return_tensors="pt").input_ids
     hidden = classifier.base_model(ids).last_hidden_state
     assert torch.allclose(classifier.score(hidden), ours(input_ids=ids).logits, atol=1e-5)
+
+
+# --- growth --------------------------------------------------------------------------------------
+
+
+def test_growth_is_measured_drawn_and_compared_with_a_straight_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run_worker(plan: Plan, python: str, module: str, job: dict) -> dict:
+        asked.append((job["stage"], job["batch"], job["tokens"], job["answers"], job["size"]))
+        cost = job["batch"] * job["tokens"] ** 2 / 1000
+        return {"cpu_seconds": cost, "seconds": 99.0, "memory_mb": 100.0}
+
+    monkeypatch.setattr(bench_growth, "run_worker", run_worker)
+    lines = bench_growth.growth(Plan(stage="growth", repeats=2), tmp_path).splitlines()
+    assert len(asked) == 2 * 16 and len(set(asked)) == 15  # the first place of two axes is one
+    assert [line.split() for line in lines if "×" in line] == [
+        ["×", "8", "×", "8", "×", "1"],
+        ["×", "8", "×", "64", "×", "1"],
+        ["×", "4.5", "×", "1", "×", "1"],
+        ["×", "8.5", "×", "1", "×", "1"],
+    ]
+    assert (tmp_path / "growth_cpu.png").stat().st_size > 10_000
+    bench_growth.growth(Plan(stage="growth", repeats=2), tmp_path)
+    assert len(asked) == 32  # it was all there
