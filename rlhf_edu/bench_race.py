@@ -39,7 +39,9 @@ from rlhf_edu.ppo import train_ppo
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge
 
-SIDES = ("trl", "ppo", "dpo")
+OURS = ("ppo", "dpo")
+SIDES = ("trl", *OURS)
+GOALS = ("end", "first time there")
 MODELS = data_folder() / "models"
 EXAM = 512
 
@@ -197,28 +199,35 @@ def reached(looks: list[dict[str, float]], gold: float, kl: float) -> dict[str, 
 
 
 def report(cells: Cells, seeds: int) -> str:
-    """One line a seed for TRL and for each of ours, and how many times sooner we were."""
-    lines = ["seed  side       CPU s      seen    gold      KL"]
-    times: dict[str, list[float]] = {"ppo": [], "dpo": []}
+    """A line for each seed and side, and how many times sooner than TRL each of ours was there.
+
+    Against TRL's end, and against the first examination in which TRL itself was there.
+    """
+    lines = ["seed  side            CPU s      seen    gold      KL"]
+    ratios: dict[tuple[str, str], list[float]] = {(a, b): [] for a in OURS for b in GOALS}
     for seed in range(seeds):
         runs = {side: cells[f"{side} seed {seed}"]["looks"] for side in SIDES}
         gold, kl = goal_of(runs["trl"])
-        end = runs["trl"][-1] | {"gold": gold, "kl": kl}
-        lines.append(_line(seed, "TRL ends", end))
-        for side, found in times.items():
+        trl = {"TRL ends": runs["trl"][-1] | {"gold": gold, "kl": kl}}
+        trl["TRL is there"] = reached(runs["trl"], gold, kl) or trl["TRL ends"]
+        lines += [_line(seed, name, look) for name, look in trl.items()]
+        for side in OURS:
             there = reached(runs[side], gold, kl)
             lines.append(_line(seed, side, there))
-            found += [end["seconds"] / there["seconds"]] if there else []
-    for side, found in times.items():
-        lines.append(f"{side} is there in {len(found)} of {seeds} seeds{_times(found)}")
+            for goal, name in zip(GOALS, trl, strict=True):
+                if there:
+                    ratios[side, goal].append(trl[name]["seconds"] / there["seconds"])
+    for (side, goal), found in ratios.items():
+        count = f"{len(found)} of {seeds} seeds"
+        lines.append(f"{side} against TRL's {goal}: there in {count}{_times(found)}")
     return "\n".join(lines)
 
 
 def _line(seed: int, name: str, look: dict[str, float] | None) -> str:
     if look is None:
-        return f"{seed:4}  {name:8}  not there"
+        return f"{seed:4}  {name:13}  not there"
     numbers = f"{look['seconds']:8.1f}{look['seen']:10,}{look['gold']:8.2f}{look['kl']:8.2f}"
-    return f"{seed:4}  {name:8}{numbers}"
+    return f"{seed:4}  {name:13}{numbers}"
 
 
 def _times(found: list[float]) -> str:

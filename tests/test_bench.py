@@ -224,12 +224,17 @@ def test_the_race_ends_where_trl_ends_at_no_more_kl() -> None:
         cells[f"dpo seed {seed}"] = a_race([2.5, 2.5], 0.4 + seed, 1.0)
     assert bench_race.goal_of(cells["trl seed 0"]["looks"]) == (2.0, 0.5)
     lines = bench_race.report(cells, 2).splitlines()
-    assert [line.split()[:3] for line in lines[1:4]] == [
-        ["0", "TRL", "ends"], ["0", "ppo", "10.0"], ["0", "dpo", "1.0"]
-    ]  # fmt: skip
-    assert "not there" in lines[6]  # the second DPO is further from the SFT model than TRL
-    assert "ppo is there in 2 of 2 seeds, 3.65" in lines[7]  # of 40 s in 10 and in 12
-    assert lines[8] == "dpo is there in 1 of 2 seeds"
+    assert [line.split()[:4] for line in lines[1:5]] == [
+        ["0", "TRL", "ends", "40.0"],
+        ["0", "TRL", "is", "there"],
+        ["0", "ppo", "10.0", "16"],
+        ["0", "dpo", "1.0", "8"],
+    ]
+    assert "20.0" in lines[2]
+    assert "not there" in lines[8]  # the second DPO is further from the SFT model than TRL
+    assert "ppo against TRL's end: there in 2 of 2 seeds, 3.65" in lines[9]  # of 40 s in 10, 12
+    assert "ppo against TRL's first time there: there in 2 of 2 seeds, 1.83" in lines[10]
+    assert lines[11] == "dpo against TRL's end: there in 1 of 2 seeds"
 
 
 def test_the_race_wants_trl(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,11 +71,12 @@ def _by_prompt(rows: list[dict[str, Any]], key: str) -> list[float]:
 
 
 def _small_beats_large(cells: Cells) -> tuple[str, str]:
-    sizes = list(BASES)
-    small, large = each_seed(cells, sizes[0]), each_seed(cells, sizes[-1])
-    wins = win_rate(_by_prompt(small, "sft"), _by_prompt(large, "base"))
-    ratio = large[0]["parameters"] / small[0]["parameters"]
-    return f"win rate {wins} against a base {ratio:.0f} times larger", above(wins, 0.5)
+    small, middle, large = (each_seed(cells, size) for size in BASES)
+    base = _by_prompt(large, "base")
+    wins, also = (win_rate(_by_prompt(rows, "sft"), base) for rows in (small, middle))
+    ratios = [large[0]["parameters"] / rows[0]["parameters"] for rows in (small, middle)]
+    said = f"win rate {wins} after SFT against a base {ratios[0]:.0f} times larger"
+    return f"{said}; {also} against one {ratios[1]:.0f} times larger", above(wins, 0.5)
 
 
 FINDINGS = [
