@@ -54,10 +54,10 @@ def run(seeds: int) -> str:
     found = run_grid("sizes", f"python -m rlhf_edu experiment sizes --seeds {seeds}", cells)
     by_size = {size: each_seed(found, size) for size in BASES}
     columns = {"base": "base", "sft": "SFT", "labels": "RM against labels", "gold": "RM, gold"}
-    head = "".join(f"{title:>20}" for title in columns.values())
+    head = "".join(f"{title:>22}" for title in columns.values())
     lines = [f"{'size':<7}{'parameters':>11}{head}"]
     for size, rows in by_size.items():
-        estimates = "".join(f"{bootstrap(_by_prompt(rows, key))!s:>20}" for key in columns)
+        estimates = "".join(f"{bootstrap(_by_prompt(rows, key))!s:>22}" for key in columns)
         lines.append(f"{size:<7}{rows[0]['parameters']:>11,}{estimates}")
     small, large = by_size[list(by_size)[0]], by_size[list(by_size)[-1]]
     wins = win_rate(_by_prompt(small, "sft"), _by_prompt(large, "base"))
