@@ -152,42 +152,61 @@ def _sample(
     logprobs = torch.zeros(batch, limit, device=ids.device)
     lengths = torch.full((batch,), limit, device=ids.device)
     ended = torch.zeros(batch, dtype=torch.bool, device=ids.device)
-    rows = torch.arange(batch, device=ids.device)
-    cache, seen, inputs, positions = DynamicCache(), mask, ids, position_ids(mask)
+    rows, seen, positions = torch.arange(batch, device=ids.device), mask, position_ids(mask)
+    logits, cache = _read(model, ids, mask)
     for t in range(limit):
-        # 1. What comes next? Only the tokens that are not in the cache go through the model.
-        logits = model(
-            input_ids=inputs,
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-
-        # 2. Draw a token for each row that is still being written.
+        # 1. Draw a token for each row that is still being written.
         tokens = _draw(logits, uniforms[rows, t], temperature)
         response[rows, t] = tokens
         scored = token_logprobs(logits[:, None], tokens[:, None], temperature or 1.0)
         logprobs[rows, t] = scored.squeeze(1)
 
-        # 3. Take the rows that have ended out of the batch.
+        # 2. Take the rows that have ended out of the batch.
         over = torch.isin(tokens, ends)
         lengths[rows[over]], ended[rows[over]] = t + 1, True
-        if over.all():
+        if over.all() or t + 1 == limit:
             break
         if over.any():
             keep = (~over).nonzero().squeeze(1)
             cache.batch_select_indices(keep)
             rows, tokens, seen, positions = rows[keep], tokens[keep], seen[keep], positions[keep]
 
-        # 4. The new tokens are the next input.
-        inputs, positions = tokens[:, None], positions[:, -1:] + 1
+        # 3. What comes next? Only the new tokens go through the model; the rest is in the cache.
+        positions = positions[:, -1:] + 1
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
+        logits = _next_logits(model, tokens[:, None], seen, positions, cache)
     places = torch.arange(limit, device=ids.device)
     tokens = torch.cat([ids, response], 1)
     attention_mask = torch.cat([mask, (places < lengths[:, None]).long()], 1)
     return Rollout(tokens, attention_mask, ids.shape[1], ended, logprobs)
+
+
+def _read(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:
+    """Logits (B, V) after prompts (B, P), and what the model remembers of them.
+
+    A prompt that stands in several rows, to be answered several times, is read once.
+    """
+    both, copies = torch.cat([ids, mask], 1).unique(dim=0, return_inverse=True)
+    ids, mask = both.chunk(2, dim=1)
+    cache = DynamicCache()
+    logits = _next_logits(model, ids, mask, position_ids(mask), cache)
+    cache.batch_select_indices(copies)
+    return logits[copies], cache
+
+
+def _next_logits(
+    model: PreTrainedModel, ids: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Logits (B, V) after tokens (B, N) that follow those in the cache, which takes them in."""
+    output = model(
+        input_ids=ids,
+        attention_mask=seen,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1]
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:

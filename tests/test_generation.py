@@ -49,6 +49,17 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     assert generate(model, TOK, PROMPTS, 12, seed=generator).texts(TOK) != texts[0]
 
 
+def test_a_prompt_with_several_answers_is_read_once() -> None:
+    model, read = tiny.llama(), []
+    model.register_forward_pre_hook(
+        lambda module, args, options: read.append(options["input_ids"].shape), with_kwargs=True
+    )
+    generate(model, TOK, PROMPTS * 4, 6)
+    rows, width = read[0]
+    assert rows == len(PROMPTS) and width > 1
+    assert all(shape[1] == 1 for shape in read[1:]) and read[1][0] > rows
+
+
 def test_greedy_takes_the_likeliest() -> None:
     model = tiny.gpt2()
     rollout = generate(model, TOK, PROMPTS, 8, temperature=0)
