@@ -11,7 +11,7 @@ from rlhf_edu import data_folder
 from rlhf_edu.bench import WORKER, Plan, run_worker, spread
 from rlhf_edu.bench_worker import Job
 from rlhf_edu.experiments import Cells, run_grid
-from rlhf_edu.plots import BLUE, GREY, ORANGE
+from rlhf_edu.plots import BLUE, GREY, ORANGE, style
 
 START = Job("ours", "ppo", batch=16, tokens=16)
 # What grows eightfold, the stage in which it does, and its sizes.
@@ -85,15 +85,16 @@ def _range(numbers: list[float]) -> str:
 
 def picture(cells: Cells) -> Figure:
     """Seconds and memory along each axis, both from 1; grey: as fast as the axis itself."""
+    style()
     figure, axes = plt.subplots(1, len(AXES), figsize=(11, 3), sharey=True)
     for place, (axis, (_, values)) in zip(axes, AXES.items(), strict=True):
         along = [number(value) for value in values]
         place.plot(along, [x / along[0] for x in along], color=GREY, linestyle=":", label="linear")
         for what, name, colour in (("seconds", "time", BLUE), ("memory_mb", "memory", ORANGE)):
             costs = [cells[f"{axis} {value}"][what][0] for value in values]
-            style = {"marker": "o", "linestyle": "-" if colour == BLUE else "--"}
+            line = {"marker": "o", "linestyle": "-" if colour == BLUE else "--"}
             grown = [cost / costs[0] for cost in costs]
-            place.plot(along, grown, color=colour, label=name, **style)
+            place.plot(along, grown, color=colour, label=name, **line)
         place.set(xscale="log", yscale="log", xlabel=TITLES[axis])
         place.set_xticks(along, [f"{x:g}" for x in along])
         place.minorticks_off()
