@@ -260,9 +260,8 @@ def learn(
 
     `text` (n, T) are pretraining blocks, or None; `scale` multiplies the learning rates.
     """
-    lengths = experience.rollout.lengths.tolist()
-    mine, weight = share_of_batch(rows.tolist(), lengths.__getitem__)
-    rows = torch.tensor(mine, device=experience.logprobs.device)
+    lengths = experience.rollout.lengths
+    rows, weight = share_of_batch(rows, lambda row: int(lengths[row]))
     part = experience.rollout.rows(rows)  # without the columns that are padding in all of them
     width = part.response.shape[1]
     old, advantages = experience.logprobs[rows, :width], experience.advantages[rows, :width]
