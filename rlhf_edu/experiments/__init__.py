@@ -60,6 +60,11 @@ def over_seeds(numbers: Sequence[float]) -> Estimate:
     return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
+def less(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], key: str) -> Estimate:
+    """One number of ours less that of theirs, by seed."""
+    return over_seeds([a[key] - b[key] for a, b in zip(ours, theirs, strict=True)])
+
+
 def above(estimate: Estimate, limit: float = 0.0) -> str:
     """The verdict on "more than the limit": it takes the whole interval to decide."""
     if estimate.low > limit:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from rlhf_edu import data_folder
 from rlhf_edu.data import Prompt, Ranking, read_demonstrations, read_rankings
 from rlhf_edu.evaluation import Estimate, answer_all, bootstrap, kl_to_reference
-from rlhf_edu.experiments import Cells, Finding, above, each_seed, over_seeds, run_grid
+from rlhf_edu.experiments import Cells, Finding, above, each_seed, less, over_seeds, run_grid
 from rlhf_edu.generation import generate
 from rlhf_edu.ladder import Recipe
 from rlhf_edu.losses import best_of_n_kl
@@ -290,12 +290,11 @@ def gain(cell: dict[str, Any], part: str) -> float:
 
 def _less(cells: Cells, ours: str, theirs: str, part: str) -> Estimate:
     """Ours less theirs, by seed, after the short PPO or of the best of 64."""
-    pairs = zip(each_seed(cells, ours), each_seed(cells, theirs), strict=True)
+    return less(_ends(cells, ours), _ends(cells, theirs), part)
 
-    def value(cell: dict[str, Any]) -> float:
-        return (cell["curve"][-1] if "curve" in cell else cell)[part]
 
-    return over_seeds([value(a) - value(b) for a, b in pairs])
+def _ends(cells: Cells, kind: str) -> list[dict[str, Any]]:
+    return [cell["curve"][-1] if "curve" in cell else cell for cell in each_seed(cells, kind)]
 
 
 def _better_reward_models(cells: Cells) -> tuple[str, str]:

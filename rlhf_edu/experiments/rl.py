@@ -22,7 +22,7 @@ from rlhf_edu import data_folder
 from rlhf_edu.data import read_rankings
 from rlhf_edu.dpo import train_dpo
 from rlhf_edu.evaluation import Answers, Estimate, answer_all, kl_to_reference
-from rlhf_edu.experiments import Cells, Finding, above, each_seed, over_seeds, run_grid
+from rlhf_edu.experiments import Cells, Finding, above, each_seed, less, over_seeds, run_grid
 from rlhf_edu.ladder import Recipe
 from rlhf_edu.models import (
     SeparateRoles,
@@ -183,11 +183,6 @@ def _over(cells: list[dict[str, Any]], key: str) -> Estimate:
     return over_seeds([cell[key] for cell in cells])
 
 
-def _less(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], key: str) -> Estimate:
-    """Ours less theirs, by seed."""
-    return over_seeds([a[key] - b[key] for a, b in zip(ours, theirs, strict=True)])
-
-
 # --- verdicts ----------------------------------------------------------------------------------
 
 
@@ -204,7 +199,7 @@ def _after(rows: list[dict[str, Any]], step: int) -> dict[str, Any]:
 def _interior(cells: Cells) -> tuple[str, str]:
     runs = by_price(cells)
     best = max(PRICES, key=lambda beta: _over(runs[beta], "gold").mean)
-    ends = {beta: _less(runs[best], runs[beta], "gold") for beta in (PRICES[0], PRICES[-1])}
+    ends = {beta: less(runs[best], runs[beta], "gold") for beta in (PRICES[0], PRICES[-1])}
     gaps = "; ".join(f"{gap} above beta {beta:g}" for beta, gap in ends.items())
     ours = f"gold is best at beta {best:g}: {gaps}"
     if best in ends:
@@ -216,8 +211,8 @@ def _over_optimisation(cells: Cells) -> tuple[str, str]:
     runs = [cell["steps"] for cell in each_seed(cells, "long")]
     first, last = ([run[i] for run in runs] for i in (0, -1))
     peak = [max(run, key=lambda row: row["gold"]) for run in runs]
-    proxy, fall = _less(last, first, "reward"), _less(last, peak, "gold")
-    rise, end = _less(peak, first, "gold"), _less(last, first, "gold")
+    proxy, fall = less(last, first, "reward"), less(last, peak, "gold")
+    rise, end = less(peak, first, "gold"), less(last, first, "gold")
     steps = f"after {mean(row['step'] for row in peak):.0f} of {LONG} steps"
     ours = f"score {proxy}; gold rises by {rise} until {steps}, then falls by {fall}; in all {end}"
     if proxy.low > 0 and rise.low > 0 and end.high < 0:
@@ -235,7 +230,7 @@ def _tax(cells: Cells) -> tuple[str, str]:
         return over_seeds([1 - (a["web_loss"] - base) / (b["web_loss"] - base) for a, b in pairs])
 
     mixed = removed(each_seed(cells, f"ptx {best}"))
-    lost = _less(high, plain, "reward")
+    lost = less(high, plain, "reward")
     ours = f"gamma {best:g} removes {mixed} of the tax; beta {BETAS[-1]:g} removes {removed(high)}"
     ours += f" and changes the score by {lost}"
     if mixed.low > 0.8 and removed(high).high < 0.8:
