@@ -275,8 +275,8 @@ def _row(name: str, part: dict[str, Any]) -> tuple[str, ...]:
         part["unit"],
         f"{ours['per_second'][0]:,.4g}",
         f"{theirs['per_second'][0]:,.4g}" if theirs else "–",
-        _range(ratio["per_second"]) if ratio else "–",
-        _range(ratio["per_cpu_second"]) if ratio and on_cpu else "–",
+        range_text(ratio["per_second"]) if ratio else "–",
+        range_text(ratio["per_cpu_second"]) if ratio and on_cpu else "–",
         f"{ours[seconds][0]:.3g}",
         f"{theirs[seconds][0]:.3g}" if theirs else "–",
         f"{part['floor']['products']:.2g}",
@@ -285,9 +285,10 @@ def _row(name: str, part: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _range(numbers: Sequence[float]) -> str:
-    middle, low, high = numbers
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+def range_text(numbers: Sequence[float], style: str = ".2f") -> str:
+    """Median, least and most in one text."""
+    middle, low, high = (format(number, style) for number in numbers)
+    return f"{middle} [{low}, {high}]"
 
 
 def _notes(stages: dict[str, dict[str, Any]]) -> list[str]:

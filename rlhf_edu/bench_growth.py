@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from rlhf_edu import data_folder
-from rlhf_edu.bench import WORKER, Plan, run_worker, spread
+from rlhf_edu.bench import WORKER, Plan, range_text, run_worker, spread
 from rlhf_edu.bench_worker import Job
 from rlhf_edu.experiments import Cells, run_grid
 from rlhf_edu.plots import BLUE, GREY, ORANGE, style
@@ -71,16 +71,13 @@ def table(cells: Cells) -> str:
     for axis, (_, values) in AXES.items():
         for value in values:
             cell = cells[f"{axis} {value}"]
-            numbers = "".join(f"{_range(cell[name]):>22}" for name in ("seconds", "memory_mb"))
+            numbers = "".join(
+                f"{range_text(cell[name], '.3g'):>22}" for name in ("seconds", "memory_mb")
+            )
             lines.append(f"{axis:>12} {value!s:<13}{numbers}")
         (by, seconds), (_, memory) = (times(cells, axis, x) for x in ("seconds", "memory_mb"))
         lines.append(f"{'':13}× {by:<11.3g}{f'× {seconds:.3g}':>22}{f'× {memory:.3g}':>22}")
     return "\n".join(lines)
-
-
-def _range(numbers: list[float]) -> str:
-    middle, low, high = numbers
-    return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def picture(cells: Cells) -> Figure:

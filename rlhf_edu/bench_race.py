@@ -15,21 +15,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from rlhf_edu import data_folder
 from rlhf_edu.bench import Plan, run_worker
-from rlhf_edu.bench_worker import Job, trl_arguments
-from rlhf_edu.data import read_prompts, read_rankings
+from rlhf_edu.bench_worker import Job, classifier, make_ppo_trainer
+from rlhf_edu.data import Prompt, read_prompts, read_rankings
 from rlhf_edu.dpo import train_dpo
 from rlhf_edu.evaluation import Estimate, answer_all, kl_to_reference
 from rlhf_edu.experiments import Cells, over_seeds, run_grid
 from rlhf_edu.ladder import Recipe
 from rlhf_edu.models import (
     SeparateRoles,
-    encode_prompt,
     load_policy,
     load_scalar_model,
     load_tokenizer,
@@ -95,7 +93,8 @@ def run_ppo(course: Course) -> None:
     """Our PPO with the ladder's recipe."""
     race, reward_model = course.race, load_scalar_model(MODELS / "reward-model-1M")
     config = replace(Recipe().ppo, steps=race.steps, seed=race.seed)
-    roles, prompts = SeparateRoles(course.sft, reward_model), _prompts()
+    roles = SeparateRoles(course.sft, reward_model)
+    prompts = [prompt.text for prompt in _prompts()]
 
     def on_step(record: dict[str, Any]) -> None:
         if (record["step"] + 1) % race.every == 0:
@@ -119,8 +118,8 @@ def run_dpo(course: Course) -> None:
     train_dpo(policy, course.sft, course.tokenizer, rankings, config, on_step)
 
 
-def _prompts() -> list[str]:
-    return [prompt.text for prompt in read_prompts(data_folder() / "prompts_train.jsonl")]
+def _prompts() -> list[Prompt]:
+    return read_prompts(data_folder() / "prompts_train.jsonl")
 
 
 class _Look(TrainerCallback):
@@ -135,49 +134,25 @@ class _Look(TrainerCallback):
 
 def run_trl(course: Course) -> None:
     """TRL's PPO with the same settings, as far as it has them."""
-    from datasets import Dataset
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
-
     race, recipe = course.race, Recipe().ppo
-    words, policy = course.tokenizer, load_policy(MODELS / "sft-1M")
-    words.padding_side = "left"
-    ids = [encode_prompt(words, prompt) for prompt in _prompts()]
-    job = Job("trl", "ppo", warmup=0, steps=race.steps, seed=race.seed)
-    arguments = trl_arguments(job, recipe.batch_size) | {
-        "learning_rate": recipe.lr,
-        "total_episodes": race.steps * recipe.batch_size,
-        "num_ppo_epochs": recipe.epochs,
-        "num_mini_batches": 1,
-        "kl_coef": recipe.beta,
-        "response_length": recipe.max_new_tokens,
-        "temperature": recipe.temperature,
-        "stop_token": "eos",
-        "missing_eos_penalty": recipe.missing_eos_penalty,
-        "local_rollout_forward_batch_size": recipe.batch_size,
-        "num_sample_generations": 0,
-    }
-    trainer = PPOTrainer(
-        args=PPOConfig(**arguments),
-        processing_class=words,
-        model=policy,
-        ref_model=load_policy(MODELS / "sft-1M"),
-        reward_model=_classifier(),
-        value_model=_classifier(),
-        train_dataset=Dataset.from_dict({"input_ids": ids}),
-        callbacks=[_Look(course, policy, recipe.batch_size)],
-    )
+    sizes = {"batch": recipe.batch_size, "epochs": recipe.epochs, "tokens": recipe.max_new_tokens}
+    job = Job("trl", "ppo", warmup=0, steps=race.steps, seed=race.seed, **sizes)
+    policy, frozen = (load_policy(MODELS / "sft-1M") for _ in range(2))
+    models = {"model": policy, "ref_model": frozen}
+    models |= {name: _scorer() for name in ("reward_model", "value_model")}
+    look, own = _Look(course, policy, job.batch), {"learning_rate": recipe.lr}
+    trainer = make_ppo_trainer(job, _prompts(), models, look, kl_coef=recipe.beta, **own)
     course.begin()
     trainer.train()
 
 
-def _classifier() -> PreTrainedModel:
+def _scorer() -> PreTrainedModel:
     """The shipped reward model as TRL wants it; it reads the head at the last token too."""
     ours = load_scalar_model(MODELS / "reward-model-1M")
-    model = AutoModelForSequenceClassification.from_config(ours.config, dtype=torch.float32)
-    model.base_model.load_state_dict(ours.base_model.state_dict())
+    model = classifier(ours)
     model.score = nn.Linear(ours.config.hidden_size, 1)
     model.score.load_state_dict(scalar_head(ours).state_dict())
-    return model.eval()
+    return model
 
 
 RUNNERS: dict[str, Callable[[Course], None]] = {"trl": run_trl, "ppo": run_ppo, "dpo": run_dpo}

@@ -382,13 +382,12 @@ def trl_arguments(job: Job, batch: int) -> dict[str, Any]:
     }
 
 
-def _classifier(job: Job) -> PreTrainedModel:
-    """A reward model or critic as TRL wants it: the policy's backbone with one output."""
-    policy = make_policy(job)
-    config = type(policy.config)(**policy.config.to_dict() | {"num_labels": 1})
-    model = AutoModelForSequenceClassification.from_config(config)
-    model.base_model.load_state_dict(policy.base_model.state_dict())
-    return model.eval().to(job.device)
+def classifier(body: PreTrainedModel) -> PreTrainedModel:
+    """A reward model or critic as TRL wants it: a model's backbone with one new output."""
+    config = type(body.config)(**body.config.to_dict() | {"num_labels": 1})
+    model = AutoModelForSequenceClassification.from_config(config, dtype=body.dtype)
+    model.base_model.load_state_dict(body.base_model.state_dict())
+    return model.eval().to(body.device)
 
 
 def _run_trl(trainer: Any, clock: Clock, units: Callable[[Sequence[Any], Any], int]) -> None:
@@ -444,7 +443,7 @@ def trl_reward(job: Job, clock: Clock) -> None:
         for i, j in g.pairs
     ]
     trainer = RewardTrainer(
-        model=_classifier(job),
+        model=classifier(make_policy(job)),
         args=RewardConfig(**trl_arguments(job, _pairs_per_step(rows, rankings, job))),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
@@ -485,7 +484,9 @@ def trl_ppo(job: Job, clock: Clock) -> None:
     """PPOTrainer of `trl==1.12.0`, the last release that had one."""
     from trl.experimental.ppo import ppo_trainer
 
-    trainer = _ppo_trainer(job, clock)
+    models = {"model": make_policy(job), "ref_model": make_policy(job)}
+    models |= {name: classifier(make_policy(job)) for name in ("reward_model", "value_model")}
+    trainer = make_ppo_trainer(job, load_prompts(job), models, _OnStep(clock))
     clock.units = [job.batch] * job.total
     generate = clock.timed("generation", ppo_trainer.batch_generation)
     accumulate, eos = trainer.accelerator.accumulate, trainer.processing_class.eos_token_id
@@ -505,13 +506,20 @@ def trl_ppo(job: Job, clock: Clock) -> None:
         trainer.train()
 
 
-def _ppo_trainer(job: Job, clock: Clock) -> Any:
+def make_ppo_trainer(
+    job: Job,
+    prompts: Sequence[Prompt],
+    models: dict[str, PreTrainedModel],
+    callback: TrainerCallback,
+    **more: Any,
+) -> Any:
+    """TRL's, told what our PPO is told; `more` settings of its own come last."""
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     words = tokenizer()
     words.padding_side = "left"
-    ids = [encode_prompt(words, prompt.text) for prompt in load_prompts(job)]
+    ids = [encode_prompt(words, prompt.text) for prompt in prompts]
     arguments = trl_arguments(job, job.batch) | {
         "total_episodes": job.total * job.batch,
         "num_ppo_epochs": job.epochs,
@@ -522,13 +530,12 @@ def _ppo_trainer(job: Job, clock: Clock) -> Any:
         "local_rollout_forward_batch_size": job.batch,
         "num_sample_generations": 0,
     }
-    models = {"model": make_policy(job), "ref_model": make_policy(job)}
     return PPOTrainer(
-        args=PPOConfig(**arguments),
+        args=PPOConfig(**arguments | more),
         processing_class=words,
-        **models | {"reward_model": _classifier(job), "value_model": _classifier(job)},
+        **models,
         train_dataset=Dataset.from_dict({"input_ids": ids}),
-        callbacks=[_OnStep(clock)],
+        callbacks=[callback],
     )
 
 
@@ -574,7 +581,7 @@ def _rloo_trainer(job: Job, clock: Clock) -> Any:
     }
     return RLOOTrainer(
         model=policy,
-        reward_funcs=_classifier(job),
+        reward_funcs=classifier(make_policy(job)),
         args=RLOOConfig(**arguments),
         train_dataset=Dataset.from_dict({"prompt": _prompt_texts(load_prompts(job))}),
         processing_class=tokenizer(),

@@ -252,7 +252,7 @@ def test_a_racer_is_examined_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_trl_scores_with_our_reward_model() -> None:
-    classifier = bench_race._classifier()
+    classifier = bench_race._scorer()
     ours = bench_race.load_scalar_model(bench_race.MODELS / "reward-model-1M")
     words = bench_race.load_tokenizer(bench_race.MODELS / "sft-1M")
     ids = words("Name three animals.\nThe fox.", return_tensors="pt").input_ids
