@@ -4,12 +4,14 @@ The law that tokens are drawn from is softmax(logits / temperature) and nothing 
 no penalty: PPO scores the same tokens under the same law again, and must find the same numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+from transformers.cache_utils import StaticLayer
 
 from rlhf_edu.losses import token_logprobs
 from rlhf_edu.models import (
@@ -20,6 +22,9 @@ from rlhf_edu.models import (
     position_ids,
 )
 from rlhf_edu.parallel import gathered, share
+
+# On a GPU: tokens before recording, and after how many to ask whether all rows have ended.
+WARM, LOOK_EVERY = 2, 16
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def generate(
     seed: int | torch.Generator = 0,
     batch_size: int = 256,
     stop: str | None = None,
+    static: bool | None = None,
 ) -> Rollout:
     """Sample one answer to each prompt.
 
@@ -80,6 +86,8 @@ def generate(
         seed: a number, or a generator to draw on.
         batch_size: rows at a time; memory grows with it.
         stop: a text, such as a line break, whose first token ends an answer too.
+        static: compute in shapes that never change, see `_sample_static`, if the model can; the
+            samples are the same. None: on a GPU.
 
     Returns:
         A Rollout with B rows in the order of the prompts. With temperature 0 its log-probs are
@@ -102,13 +110,16 @@ def generate(
     uniforms = uniforms.to(model.device)
     ends = _ending_ids(tokenizer, stop).to(model.device)
 
+    static = model.device.type == "cuda" if static is None else static
+    sample = _sample_static if static and _has_static_cache(model) else _sample
+
     parts, order, mine = [], [], share(range(len(rows)))
     for part in parts_by_length([len(rows[i]) for i in mine], batch_size):
         chosen = [mine[i] for i in part]
         order += chosen
         ids, mask = pad_left([rows[i] for i in chosen], tokenizer.pad_token_id)
         ids, mask = ids.to(model.device), mask.to(model.device)
-        parts.append(_sample(model, ids, mask, uniforms[chosen], temperature, ends))
+        parts.append(sample(model, ids, mask, uniforms[chosen], temperature, ends))
     parts = gathered(parts, model.device)
     order = torch.cat(gathered([torch.tensor(order, dtype=torch.long)], model.device))
     back = order.argsort().to(model.device)
@@ -175,10 +186,91 @@ def _sample(
         positions = positions[:, -1:] + 1
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
         logits = _next_logits(model, tokens[:, None], seen, positions, cache)
-    places = torch.arange(limit, device=ids.device)
-    tokens = torch.cat([ids, response], 1)
-    attention_mask = torch.cat([mask, (places < lengths[:, None]).long()], 1)
-    return Rollout(tokens, attention_mask, ids.shape[1], ended, logprobs)
+    return _as_rollout(ids, mask, response, lengths, ended, logprobs)
+
+
+def _as_rollout(
+    ids: Tensor, mask: Tensor, response: Tensor, lengths: Tensor, ended: Tensor, logprobs: Tensor
+) -> Rollout:
+    """Prompts (B, P), their mask, and what was written (B, R), of which `lengths` (B,) count."""
+    real = torch.arange(response.shape[1], device=ids.device) < lengths[:, None]
+    tokens, mask = torch.cat([ids, response], 1), torch.cat([mask, real.long()], 1)
+    return Rollout(tokens, mask, ids.shape[1], ended, logprobs.where(real, 0.0))
+
+
+@torch.inference_mode()
+def _sample_static(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    uniforms: Tensor,
+    temperature: float,
+    ends: Tensor,
+) -> Rollout:
+    """As `_sample`, in shapes and places that never change, and without a question to the device.
+
+    So a GPU can record all that is done for one token as one CUDA graph, and do it again without
+    waiting for Python. Rows that have ended are written on, and cut off in the end.
+    """
+    (batch, limit), width, device = uniforms.shape, ids.shape[1], ids.device
+    logits, read = _read(model, ids, mask)
+    cache = _to_static(model, read, width + limit)
+    t = torch.zeros(1, dtype=torch.long, device=device)
+    response = torch.zeros(batch, limit, dtype=torch.long, device=device)
+    logprobs = torch.zeros(batch, limit, device=device)
+    lengths = torch.zeros(batch, dtype=torch.long, device=device)
+    ended = torch.zeros(batch, dtype=torch.bool, device=device)
+    seen, positions = F.pad(mask, (0, limit)), position_ids(mask)[:, -1:].clone()
+
+    def step() -> None:
+        # 1. Draw a token for each row.
+        tokens = _draw(logits, uniforms.index_select(1, t).squeeze(1), temperature)[:, None]
+        response.index_copy_(1, t, tokens)
+        scored = token_logprobs(logits[:, None], tokens, temperature or 1.0)
+        logprobs.index_copy_(1, t, scored.to(logprobs.dtype))
+
+        # 2. Which rows were still being written, and which have ended?
+        lengths.add_((~ended).long())
+        ended.logical_or_((tokens == ends).any(1))
+
+        # 3. What comes next?
+        positions.add_(1)
+        seen.index_fill_(1, t + width, 1)
+        logits.copy_(_next_logits(model, tokens, seen, positions, cache))
+        t.add_(1)
+
+    for done in range(limit):
+        if done == WARM:
+            step = _recorded(step, device)
+        step()
+        if (done + 1) % LOOK_EVERY == 0 and ended.all():
+            break
+    return _as_rollout(ids, mask, response, lengths, ended, logprobs)
+
+
+def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Record what a function has a GPU do, without doing it yet; return what then does it."""
+    if device.type != "cuda":
+        return step
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def _has_static_cache(model: PreTrainedModel) -> bool:
+    """Whether the model can do without a cache that grows: no window slides, no kernel asks."""
+    if getattr(model.config, "_attn_implementation", None) not in ("sdpa", "eager"):
+        return False
+    return all(type(layer) is StaticLayer for layer in StaticCache(model.config, 1).layers)
+
+
+def _to_static(model: PreTrainedModel, cache: DynamicCache, length: int) -> StaticCache:
+    """The same memory, with room for so many tokens."""
+    static = StaticCache(model.config, max_cache_len=length)
+    for i, layer in enumerate(cache.layers):
+        static.update(layer.keys, layer.values, i)
+    return static
 
 
 def _read(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:
@@ -225,7 +317,7 @@ def _stack(parts: Sequence[Rollout], pad_id: int) -> Rollout:
 
     def left(tensor: Tensor, part: Rollout, value: int) -> Tensor:
         missing = width - part.prompt_length
-        return torch.nn.functional.pad(tensor, (missing, 0), value=value)
+        return F.pad(tensor, (missing, 0), value=value)
 
     mask = torch.cat([left(part.attention_mask, part, 0) for part in parts])
     tokens = torch.cat([left(part.tokens, part, pad_id) for part in parts])

@@ -27,6 +27,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.cuda import is_current_stream_capturing
 
 # e**20 is far outside any clip range and far inside what fp32 can hold.
 _MAX_LOG_RATIO = 20.0
@@ -46,7 +47,7 @@ def _holds(condition: Tensor) -> bool:
 
     A prime number of them: every check of a training step has its turn.
     """
-    if condition.is_cuda and next(_LOOKS) % _LOOK_EVERY:
+    if condition.is_cuda and (is_current_stream_capturing() or next(_LOOKS) % _LOOK_EVERY):
         return True
     return bool(condition)
 

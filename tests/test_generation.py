@@ -3,8 +3,10 @@
 import pytest
 import tiny_models as tiny
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig, StaticCache
 
-from rlhf_edu import generation
+from rlhf_edu import generation, losses
 from rlhf_edu.generation import generate
 from rlhf_edu.models import response_logits, response_logprobs
 
@@ -58,6 +60,74 @@ def test_a_prompt_with_several_answers_is_read_once() -> None:
     rows, width = read[0]
     assert rows == len(PROMPTS) and width > 1
     assert all(shape[1] == 1 for shape in read[1:]) and read[1][0] > rows
+
+
+@pytest.mark.parametrize("model", tiny.both(), ids=["llama", "gpt2"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_shapes_that_never_change_give_the_same_samples(model, temperature: float) -> None:
+    rollout = generate(model, TOK, PROMPTS * 4, 40, temperature, batch_size=6)
+    static = generate(model, TOK, PROMPTS * 4, 40, temperature, batch_size=6, static=True)
+    assert temperature < 1 or 1 < rollout.ended.sum() < len(rollout)
+    assert torch.equal(rollout.tokens, static.tokens)
+    assert torch.equal(rollout.attention_mask, static.attention_mask)
+    assert torch.equal(rollout.ended, static.ended)
+    torch.testing.assert_close(rollout.logprobs, static.logprobs, atol=1e-4, rtol=0)
+
+
+def record_on_cpu(step, device):
+    """As a CUDA graph: note every operation once, and do the same again with the same tensors."""
+    assert device.type == "cpu"
+    graph, done = make_fx(step)(), []
+
+    def replay() -> None:
+        if done:  # unlike a GPU, this has done for the first time what it was to note
+            graph()
+        done.append(True)
+
+    return replay
+
+
+@pytest.mark.parametrize("model", tiny.both(), ids=["llama", "gpt2"])
+def test_a_recorded_step_can_be_done_again(model, monkeypatch) -> None:
+    rollout = generate(model, TOK, PROMPTS, 20)
+    monkeypatch.setattr(generation, "_recorded", record_on_cpu)
+    monkeypatch.setattr(losses, "_holds", lambda condition: True)  # as while a GPU records
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    recorded = generate(model, TOK, PROMPTS, 20, static=True)
+    assert len(calls) == 1 + generation.WARM + 1  # the prompts, two tokens, the recording
+    assert torch.equal(rollout.tokens, recorded.tokens)
+    assert torch.equal(rollout.ended, recorded.ended)
+
+
+@pytest.mark.parametrize("model", tiny.both(), ids=["llama", "gpt2"])
+def test_a_static_step_never_asks_the_device(model, monkeypatch) -> None:
+    # A tensor on "meta" has no numbers: to ask for one, or to mix it with others, is an error.
+    monkeypatch.setattr(losses, "_holds", lambda condition: True)
+    monkeypatch.setattr(generation, "LOOK_EVERY", 100)
+    model = model.to("meta")
+    logits = torch.zeros(3, 280, device="meta")
+    monkeypatch.setattr(generation, "_read", lambda *_: (logits, DynamicCache()))
+    ids, ends = (torch.ones(shape, dtype=torch.long, device="meta") for shape in ((3, 7), (2,)))
+    uniforms = torch.rand(3, 5, dtype=torch.float64, device="meta")
+    inputs = model, ids, torch.ones_like(ids), uniforms, 1.0, ends
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        generation._sample(*inputs)
+    monkeypatch.setattr(
+        generation, "_to_static", lambda model, _, n: StaticCache(model.config, max_cache_len=n)
+    )
+    assert generation._sample_static(*inputs).tokens.shape == (3, 12)
+
+
+def test_a_sliding_window_needs_a_cache_that_grows() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 280}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(MistralConfig(**sizes, **heads, sliding_window=4))
+    assert not generation._has_static_cache(model)
+    assert generation._has_static_cache(tiny.llama())
+    assert generate(model, TOK, PROMPTS, 8).texts(TOK) == generate(
+        model, TOK, PROMPTS, 8, static=True
+    ).texts(TOK)
 
 
 def test_greedy_takes_the_likeliest() -> None:
