@@ -55,7 +55,8 @@ def _bench_parser(bench: argparse.ArgumentParser) -> None:
         "--trl-ppo-python", type=Path, metavar="PATH", help="Python with trl==1.12.0"
     )
     bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    bench.add_argument("--stage", choices=["sft", "reward", "dpo", "ppo", "rloo", "race", "growth"])
+    stages = ["sft", "reward", "dpo", "ppo", "rloo", "race", "growth", "real"]
+    bench.add_argument("--stage", choices=stages)
     bench.add_argument(
         "--size", choices=["2M", "4M", "8M", "17M", "87M", "309M"], help="of the model"
     )
@@ -114,6 +115,10 @@ def _bench(options: argparse.Namespace) -> str:
         from rlhf_edu.bench_growth import growth
 
         return growth(plan)
+    if plan.stage == "real":
+        from rlhf_edu.bench_real import real
+
+        return real(plan)
     return bench(plan)
 
 

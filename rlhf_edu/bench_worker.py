@@ -183,6 +183,19 @@ def resident(what: str = "VmHWM") -> float:
     return float("nan")
 
 
+def forget_peak(job: Job) -> None:
+    """Let the peak be that of what comes from now on."""
+    if job.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_above(before: float, job: Job) -> float:
+    """Bytes at the peak so far: of a GPU's tensors, or of this process above `before`."""
+    return torch.cuda.max_memory_allocated() if job.device == "cuda" else resident() - before
+
+
 # --- the same model and the same data for both sides ---------------------------------------------
 
 
@@ -333,11 +346,18 @@ def ours_ppo(job: Job, clock: Clock) -> None:
         clock.tokens.append(round(said))
         clock.mark()
 
+    with ppo_phases(clock):
+        ppo.train_ppo(roles, words, texts, _ppo_config(job), on_step)
+
+
+@contextlib.contextmanager
+def ppo_phases(clock: Clock) -> Iterator[None]:
+    """A context in which the clock also times the three phases of our PPO."""
     names = {"generate": "generation", "evaluate_rollout": "evaluation", "learn": "learning"}
     with contextlib.ExitStack() as stack:
         for name, part in names.items():
             stack.enter_context(patch.object(ppo, name, clock.timed(part, getattr(ppo, name))))
-        ppo.train_ppo(roles, words, texts, _ppo_config(job), on_step)
+        yield
 
 
 def _ppo_config(job: Job) -> ppo.PPOConfig:
@@ -593,12 +613,12 @@ def _rloo_trainer(job: Job, clock: Clock) -> Any:
 # --- the machine, and the command ----------------------------------------------------------------
 
 
-def machine_rates(job: Job, seconds: float = 1.0) -> dict[str, float]:
+def machine_rates(job: Job, width: int, seconds: float = 1.0) -> dict[str, float]:
     """The best rates of this machine: `gflops` of matrix products, `gbytes` read from memory.
 
-    The products are those of the model's shape, each rate the best within so many seconds.
+    The products are those of a model of this width, each rate the best within so many seconds.
     """
-    width, clock = SIZES[job.size][0], Clock(job)
+    clock = Clock(job)
     left, right = torch.randn(2048, width), torch.randn(width, 4 * width)
     left, right = left.to(job.device), right.to(job.device)
     numbers = torch.randn(32_000_000, device=job.device)
@@ -672,8 +692,9 @@ def run(job: Job) -> dict[str, Any]:
     del model
     before, clock = resident("VmRSS"), Clock(job)
     RUNNERS[job.side][job.stage](job, clock)
-    peak = torch.cuda.max_memory_allocated() if job.device == "cuda" else resident() - before
-    rates = machine_rates(job) if job.side == "ours" else {}  # after the peak was read
+    peak = peak_above(before, job)
+    # After the peak was read.
+    rates = machine_rates(job, SIZES[job.size][0]) if job.side == "ours" else {}
     return clock.result() | {"memory_mb": peak / MB, **rates, **start, **about(job)}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_edu import __main__, bench, bench_growth, bench_race, bench_worker
+from rlhf_edu import __main__, bench, bench_growth, bench_race, bench_real, bench_worker
 from rlhf_edu.bench import Plan
 from rlhf_edu.bench_worker import Job
 
@@ -87,7 +87,7 @@ def test_answers_are_counted_up_to_their_end() -> None:
 
 
 def test_rates_of_the_machine() -> None:
-    found = bench_worker.machine_rates(TINY)
+    found = bench_worker.machine_rates(TINY, 16)
     assert found["gflops"] > 0 and found["gbytes"] > 0
 
 
@@ -285,3 +285,50 @@ def test_growth_is_measured_drawn_and_compared_with_a_straight_line(
     assert (tmp_path / "growth_cpu.png").stat().st_size > 10_000
     bench_growth.growth(Plan(stage="growth", repeats=2), tmp_path)
     assert len(asked) == 32  # it was all there
+
+
+# --- one real model ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stage, way", [(s, w) for s in bench_real.WAYS for w in bench_real.WAYS[s]]
+)
+def test_a_worker_at_real_size(stage: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench_real.SHAPES, "tiny", (16, 2, 2, 1, 32, 1536))
+    rates = functools.partial(bench_worker.machine_rates, seconds=0.0)
+    monkeypatch.setattr(bench_real, "machine_rates", rates)
+    sizes = {"batch": 3, "prompt": 6, "answer": 4, "micro_batch": 2, "warmup": 1, "steps": 2}
+    found = bench_real.run(bench_real.Job(stage, way, "cpu", "tiny", **sizes))
+    tokens = found["tokens_per_second"] * found["seconds"]
+    assert 2.9 < tokens < 12.1 and found["gbytes"] > 0
+    if stage == "ppo":
+        assert found["ledger_mb"] > 0 and {"generation", "learning"} < set(found["phases"])
+    else:
+        assert found["weights_mb"] == pytest.approx(4 * (1536 * 16 + 2 * 2368 + 16) / 1e6, rel=0.1)
+
+
+def test_the_peak_can_be_forgotten() -> None:
+    hoard = torch.ones(50_000_000)
+    high = bench_worker.resident()
+    del hoard
+    bench_worker.forget_peak(TINY)
+    assert bench_worker.resident() < high - 150e6
+
+
+def test_what_a_real_model_costs_is_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_worker(plan: Plan, python: str, module: str, job: dict) -> dict:
+        assert module == "rlhf_edu.bench_real" and job["device"] == "cpu"
+        found = {"seconds": 2.0, "cpu_seconds": 2.0, "memory_mb": 123.0, "gbytes": 10.0}
+        found |= {"tokens_per_second": 1000.0 + job["seed"], "phases": {}, "gpu": None}
+        if job["stage"] == "ppo":
+            return found | {"ledger_mb": 120.0, "phases": {"generation": 0.25}}
+        return found | {"weights_mb": 500.0}
+
+    monkeypatch.setattr(bench_real, "run_worker", run_worker)
+    lines = bench_real.real(Plan(stage="real", repeats=3), tmp_path).splitlines()
+    assert "135M" in lines[0] and len(lines) == 6
+    assert "1,001 [1,000, 1,002] tokens/s" in lines[1] and "160 if weights" in lines[1]
+    assert "123 MB at its peak, 120 by the ledger; generation 25%" in lines[5]
+    assert (tmp_path / "real_cpu.json").is_file()
