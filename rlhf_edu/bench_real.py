@@ -226,21 +226,23 @@ def measure(plan: Plan, job: Job) -> dict[str, Any]:
 
 
 def table(cells: Cells) -> str:
-    """Tokens a second of each way to sample; seconds and memory of PPO, and what was predicted."""
+    """What each way of sampling and of PPO came to, beside what could be, and what was foretold."""
     first = next(iter(cells.values()))
     where = first["machine"]["gpu"] or f"{first['machine']['cpu']}, one thread"
     sizes = (first[name] for name in ("shape", "batch", "prompt", "answer"))
-    lines = ["{}: a Llama of {} parameters, {} episodes of {} + {} tokens.".format(where, *sizes)]
+    lines = ["{}: a Llama of {} parameters, {} episodes of {} + {} tokens".format(where, *sizes)]
+    lines.append(f"{'':22}{'tokens/s':>22}{'limit':>8}{'MB':>9}{'ledger':>9}{'generation':>12}")
     for name, cell in cells.items():
-        line = f"{name:<24}{range_text(cell['tokens_per_second'], ',.0f'):>24} tokens/s"
+        limit, ledger, share = "", "", ""
         if "weights_mb" in cell:
-            # Once for each token of every row.
-            limit = cell["batch"] * 1000 * cell["gbytes"][0] / cell["weights_mb"][0]
-            line += f"{limit:>10,.0f} if weights had only to be read"
+            most = cell["batch"] * 1000 * cell["gbytes"][0] / cell["weights_mb"][0]
+            limit = f"{most:,.0f}"
         if "ledger_mb" in cell:
-            line += f"{cell['memory_mb'][0]:>10,.0f} MB at its peak, {cell['ledger_mb'][0]:,.0f} "
-            line += f"by the ledger; generation {cell['phases']['generation']:.0%} of the time"
-        lines.append(line)
+            ledger, share = f"{cell['ledger_mb'][0]:,.0f}", f"{cell['phases']['generation']:.0%}"
+        rate = range_text(cell["tokens_per_second"], ",.0f")
+        memory = f"{cell['memory_mb'][0]:,.0f}"
+        lines.append(f"{name:<22}{rate:>22}{limit:>8}{memory:>9}{ledger:>9}{share:>12}")
+    lines.append("limit: if weights had only to be read, once for a token of every row")
     return "\n".join(lines)
 
 

@@ -15,20 +15,21 @@ BLOCKS = pretrain.pack(TOK, tiny.TEXTS * 8, block=16)
 Trained = tuple[torch.nn.Module, list[dict]]
 
 
-def train_sft(**settings) -> Trained:
+def train_sft(device: str = "cpu", **settings) -> Trained:
     config = sft.SFTConfig(batch_size=5, epochs=1, **settings)
-    return sft.train_sft(tiny.llama(), TOK, tiny.demonstrations(10), config)
+    return sft.train_sft(tiny.llama().to(device), TOK, tiny.demonstrations(10), config)
 
 
-def train_reward(**settings) -> Trained:
+def train_reward(device: str = "cpu", **settings) -> Trained:
     config = reward.RewardConfig(batch_size=5, **settings)
-    model = models.scalar_model_from(tiny.llama())
+    model = models.scalar_model_from(tiny.llama().to(device))
     return reward.train_reward(model, TOK, tiny.rankings(10), config)
 
 
-def train_dpo(**settings) -> Trained:
+def train_dpo(device: str = "cpu", **settings) -> Trained:
     config = dpo.DPOConfig(batch_size=5, **settings)
-    return dpo.train_dpo(tiny.llama(), tiny.llama(), TOK, tiny.rankings(10), config)
+    policy, reference = tiny.llama().to(device), tiny.llama().to(device)
+    return dpo.train_dpo(policy, reference, TOK, tiny.rankings(10), config)
 
 
 def _ppo(roles: models.Roles, **settings) -> Trained:
@@ -38,13 +39,13 @@ def _ppo(roles: models.Roles, **settings) -> Trained:
     return roles.policy, history
 
 
-def train_ppo(**settings) -> Trained:
-    policy = tiny.llama()
+def train_ppo(device: str = "cpu", **settings) -> Trained:
+    policy = tiny.llama().to(device)
     return _ppo(models.SeparateRoles(policy, models.scalar_model_from(policy)), **settings)
 
 
-def train_lora(**settings) -> Trained:
-    return _ppo(tiny.lora_roles(), **settings)
+def train_lora(device: str = "cpu", **settings) -> Trained:
+    return _ppo(tiny.lora_roles(lambda: tiny.llama().to(device)), **settings)
 
 
 every_trainer = pytest.mark.parametrize(
