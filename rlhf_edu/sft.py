@@ -164,7 +164,7 @@ def train_sft(
 
             # 2. How surprised is the model by the answers? The prompts do not count.
             with economy(config, model):
-                logprobs = by_length(lambda x: response_logprobs(model, x), batch, len(batch))
+                logprobs = by_length(lambda x: response_logprobs(model, x), batch)
                 loss = weight * sft_loss(logprobs, batch.mask)
                 note = saved.note(step) if step else check_step_0(model, batch, part, loss)
 
