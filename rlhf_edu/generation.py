@@ -6,12 +6,13 @@ no penalty: PPO scores the same tokens under the same law again, and must find t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import Cache, StaticLayer
 
 from rlhf_edu.losses import token_logprobs
 from rlhf_edu.models import (
@@ -214,7 +215,7 @@ def _sample_static(
     """
     (batch, limit), width, device = uniforms.shape, ids.shape[1], ids.device
     logits, read = _read(model, ids, mask)
-    cache = _to_static(model, read, width + limit)
+    cache = _to_static(read, width + limit)
     t = torch.zeros(1, dtype=torch.long, device=device)
     response = torch.zeros(batch, limit, dtype=torch.long, device=device)
     logprobs = torch.zeros(batch, limit, device=device)
@@ -265,9 +266,19 @@ def _has_static_cache(model: PreTrainedModel) -> bool:
     return all(type(layer) is StaticLayer for layer in StaticCache(model.config, 1).layers)
 
 
-def _to_static(model: PreTrainedModel, cache: DynamicCache, length: int) -> StaticCache:
+class _Layer(StaticLayer):
+    """Keeps keys and values in one dtype; autocast makes keys in fp32 and values in bfloat16."""
+
+    def update(
+        self, keys: Tensor, values: Tensor, *args: Any, **more: Any
+    ) -> tuple[Tensor, Tensor]:
+        dtype = self.dtype if self.is_initialized else keys.dtype
+        return super().update(keys.to(dtype), values.to(dtype), *args, **more)
+
+
+def _to_static(cache: DynamicCache, length: int) -> Cache:
     """The same memory, with room for so many tokens."""
-    static = StaticCache(model.config, max_cache_len=length)
+    static = Cache(layers=[_Layer(length) for _ in cache.layers])
     for i, layer in enumerate(cache.layers):
         static.update(layer.keys, layer.values, i)
     return static
