@@ -303,7 +303,9 @@ def _notes(stages: dict[str, dict[str, Any]]) -> list[str]:
         f"{seconds} seconds; floor: those of",
         "its matrix products alone. MB: peak above what the process had after its imports.",
     ]
-    if "rloo" in stages:
+    if any(found["settings"].get("bf16") for found in stages.values()):
+        lines.append("bf16: products in bfloat16 on both sides, but TRL's PPO; floor: in fp32.")
+    if any(name.startswith("rloo") for name in stages):
         lines.append("rloo: TRL's RLOO, which has no critic, beside our PPO, which has one.")
     for name, found in stages.items():
         for side in ("ours", "trl"):
