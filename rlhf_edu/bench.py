@@ -130,7 +130,9 @@ def environment(plan: Plan) -> dict[str, str]:
     policy = {"OMP_NUM_THREADS": str(plan.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if plan.device == "cpu" else {}
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1"}
-    return {**os.environ, "PYTHONPATH": path, **policy, **hidden, **quiet}
+    # Else the C library keeps what is freed, and a process holds twice what its tensors need.
+    exact = {"MALLOC_MMAP_THRESHOLD_": "200000"} if plan.stage == "real" else {}
+    return {**os.environ, "PYTHONPATH": path, **policy, **hidden, **quiet, **exact}
 
 
 def run_worker(plan: Plan, python: str, module: str, job: dict[str, Any]) -> Run:

@@ -54,6 +54,7 @@ class Job:
         micro_batch: episodes whose activations are held at once.
         warmup, steps: rollouts, or steps of PPO, that are not timed, and that are.
         seed: of samples and prompts.
+        side: whose code it is, as `bench_worker.about` wants to know.
     """
 
     stage: str

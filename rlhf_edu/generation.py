@@ -4,6 +4,7 @@ The law that tokens are drawn from is softmax(logits / temperature) and nothing 
 no penalty: PPO scores the same tokens under the same law again, and must find the same numbers.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -253,9 +254,14 @@ def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], No
     """Record what a function has a GPU do, without doing it yet; return what then does it."""
     if device.type != "cuda":
         return step
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+    except RuntimeError as error:  # nothing has been done yet, so all can go on
+        why = str(error).splitlines()[0]
+        warnings.warn(f"sampling cannot be recorded, so it takes longer: {why}", stacklevel=3)
+        return step
     return graph.replay
 
 

@@ -115,6 +115,15 @@ def test_a_recorded_step_can_be_done_again(model, monkeypatch) -> None:
     assert torch.equal(rollout.ended, recorded.ended)
 
 
+def test_what_cannot_be_recorded_is_done_one_by_one_and_said(monkeypatch) -> None:
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", refuse)
+    with pytest.warns(UserWarning, match="takes longer: operation not permitted .* capturing$"):
+        assert generation._recorded(refuse, torch.device("cuda")) is refuse
+
+
 @pytest.mark.parametrize("model", tiny.both(), ids=["llama", "gpt2"])
 def test_a_static_step_never_asks_the_device(model, monkeypatch) -> None:
     # A tensor on "meta" has no numbers: to ask for one, or to mix it with others, is an error.
