@@ -1,4 +1,4 @@
-"""Sampling: prompts in, a `Rollout` out. One loop, with a cache of keys and values.
+"""Sampling: prompts in, a `Rollout` out. One loop for a CPU, one for a GPU; the same samples.
 
 The law that tokens are drawn from is softmax(logits / temperature) and nothing else, no top-k,
 no penalty: PPO scores the same tokens under the same law again, and must find the same numbers.
