@@ -130,20 +130,24 @@ def environment(plan: Plan) -> dict[str, str]:
     policy = {"OMP_NUM_THREADS": str(plan.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if plan.device == "cpu" else {}
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1"}
-    # Else the C library keeps what is freed, and a process holds twice what its tensors need.
-    exact = {"MALLOC_MMAP_THRESHOLD_": "200000"} if plan.stage == "real" else {}
-    return {**os.environ, "PYTHONPATH": path, **policy, **hidden, **quiet, **exact}
+    return {**os.environ, "PYTHONPATH": path, **policy, **hidden, **quiet}
 
 
-def run_worker(plan: Plan, python: str, module: str, job: dict[str, Any]) -> Run:
+def run_worker(plan: Plan, python: str, module: str, job: dict[str, Any], **variables: str) -> Run:
     """Do a job, which a module takes as JSON, in a process of its own.
+
+    `variables` are more of its environment.
 
     Raises:
         RuntimeError: it failed; the message has the last line of what it said.
     """
     command = [python, "-m", module, json.dumps(job)]
     done = subprocess.run(
-        command, env=environment(plan), capture_output=True, text=True, encoding="utf-8"
+        command,
+        env=environment(plan) | variables,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["nothing"]

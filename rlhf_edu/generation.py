@@ -1,9 +1,10 @@
-"""Sampling: prompts in, a `Rollout` out. One loop for a CPU, one for a GPU; the same samples.
+"""Sampling: prompts in, a `Rollout` out. One loop for a CPU, one for a GPU.
 
 The law that tokens are drawn from is softmax(logits / temperature) and nothing else, no top-k,
 no penalty: PPO scores the same tokens under the same law again, and must find the same numbers.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -89,7 +90,7 @@ def generate(
         batch_size: rows at a time; memory grows with it.
         stop: a text, such as a line break, whose first token ends an answer too.
         static: compute in shapes that never change, see `_sample_static`, if the model can; the
-            samples are the same. None: on a GPU.
+            samples are the same up to rounding. None: on a GPU.
 
     Returns:
         A Rollout with B rows in the order of the prompts. With temperature 0 its log-probs are
@@ -215,8 +216,8 @@ def _sample_static(
     waiting for Python. Rows that have ended are written on, and cut off in the end.
     """
     (batch, limit), width, device = uniforms.shape, ids.shape[1], ids.device
-    logits, read = _read(model, ids, mask)
-    cache = _to_static(read, width + limit)
+    logits, cache = _read(model, ids, mask)
+    cache = _to_static(cache, width + limit)
     t = torch.zeros(1, dtype=torch.long, device=device)
     response = torch.zeros(batch, limit, dtype=torch.long, device=device)
     logprobs = torch.zeros(batch, limit, device=device)
@@ -250,41 +251,60 @@ def _sample_static(
     return _as_rollout(ids, mask, response, lengths, ended, logprobs)
 
 
+_REFUSED: list[str] = []  # why a step could not be recorded; once is enough
+
+
 def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Record what a function has a GPU do, without doing it yet; return what then does it."""
-    if device.type != "cuda":
+    if device.type != "cuda" or _REFUSED:
         return step
+    graph, usual = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    # Only this thread's calls may spoil a recording: a notebook has others.
+    options = {"stream": _recording_stream(device), "capture_error_mode": "thread_local"}
     try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, **options):
             step()
-    except RuntimeError as error:  # nothing has been done yet, so all can go on
-        why = str(error).splitlines()[0]
-        warnings.warn(f"sampling cannot be recorded, so it takes longer: {why}", stacklevel=3)
+    except RuntimeError as error:
+        # None of it has been done, so all can go on, where it would have.
+        torch.cuda.set_stream(usual)
+        _REFUSED.append(str(error.__context__ or error).splitlines()[0])
+        warnings.warn(
+            f"sampling cannot be recorded, so it takes longer: {_REFUSED[0]}", stacklevel=3
+        )
         return step
     return graph.replay
 
 
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each GPU: left to itself a graph takes the one that is current."""
+    return torch.cuda.Stream(device)
+
+
 def _has_static_cache(model: PreTrainedModel) -> bool:
-    """Whether the model can do without a cache that grows: no window slides, no kernel asks."""
+    """Whether a cache need not grow: no sliding window, no attention or positions that look."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
+        return False
     if getattr(model.config, "_attn_implementation", None) not in ("sdpa", "eager"):
         return False
     return all(type(layer) is StaticLayer for layer in StaticCache(model.config, 1).layers)
 
 
-class _Layer(StaticLayer):
+class OneDtypeLayer(StaticLayer):
     """Keeps keys and values in one dtype; autocast makes keys in fp32 and values in bfloat16."""
 
     def update(
         self, keys: Tensor, values: Tensor, *args: Any, **more: Any
     ) -> tuple[Tensor, Tensor]:
+        """Take new ones in, (B, heads, N, D); return all."""
         dtype = self.dtype if self.is_initialized else keys.dtype
         return super().update(keys.to(dtype), values.to(dtype), *args, **more)
 
 
 def _to_static(cache: DynamicCache, length: int) -> Cache:
     """The same memory, with room for so many tokens."""
-    static = Cache(layers=[_Layer(length) for _ in cache.layers])
+    static = Cache(layers=[OneDtypeLayer(length) for _ in cache.layers])
     for i, layer in enumerate(cache.layers):
         static.update(layer.keys, layer.values, i)
     return static
@@ -304,7 +324,7 @@ def _read(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Dy
 
 
 def _next_logits(
-    model: PreTrainedModel, ids: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache
+    model: PreTrainedModel, ids: Tensor, seen: Tensor, positions: Tensor, cache: Cache
 ) -> Tensor:
     """Logits (B, V) after tokens (B, N) that follow those in the cache, which takes them in."""
     output = model(

@@ -45,7 +45,8 @@ def _require(condition: bool, message: str) -> None:
 def _holds(condition: Tensor) -> bool:
     """Whether a condition on data holds; on a GPU, where to look is to wait, every so many looks.
 
-    A prime number of them: every check of a training step has its turn.
+    A prime number of them: every check of a training step has its turn. While a GPU records what
+    it is to do again (a CUDA graph), never: there is nothing to see.
     """
     if condition.is_cuda and (is_current_stream_capturing() or next(_LOOKS) % _LOOK_EVERY):
         return True

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_edu import __main__, bench, bench_growth, bench_race, bench_real, bench_worker
+from rlhf_edu import __main__, bench, bench_growth, bench_race, bench_real, bench_worker, ppo
 from rlhf_edu.bench import Plan
 from rlhf_edu.bench_worker import Job
 
@@ -307,6 +307,28 @@ def test_a_worker_at_real_size(stage: str, way: str, monkeypatch: pytest.MonkeyP
         assert found["weights_mb"] == pytest.approx(4 * (1536 * 16 + 2 * 2368 + 16) / 1e6, rel=0.1)
 
 
+@pytest.mark.parametrize("stage", bench_real.WAYS)
+def test_the_peak_is_not_that_of_making_the_models(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def note(name: str, module) -> None:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **o: done.append(name) or real(*a, **o))
+
+    monkeypatch.setitem(bench_real.SHAPES, "tiny", (16, 1, 2, 1, 32, 1536))
+    for name in ("make_model", "forget_peak", "generate"):
+        note(name, bench_real)
+    note("generate", ppo)
+    way = bench_real.WAYS[stage][0]
+    bench_real.run(bench_real.Job(stage, way, "cpu", "tiny", 2, 6, 4, 2, 1, 1))
+    assert [name for i, name in enumerate(done) if name not in done[:i]] == [
+        "make_model", "forget_peak", "generate",
+    ]  # fmt: skip
+    assert "make_model" not in done[done.index("forget_peak") :]
+
+
 def test_the_peak_can_be_forgotten() -> None:
     hoard = torch.ones(50_000_000)
     high = bench_worker.resident()
@@ -318,9 +340,10 @@ def test_the_peak_can_be_forgotten() -> None:
 def test_what_a_real_model_costs_is_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_worker(plan: Plan, python: str, module: str, job: dict) -> dict:
+    def run_worker(plan: Plan, python: str, module: str, job: dict, **variables: str) -> dict:
         assert module == "rlhf_edu.bench_real" and job["device"] == "cpu"
-        found = {"seconds": 2.0, "cpu_seconds": 2.0, "memory_mb": 123.0, "gbytes": 10.0}
+        memory = 123.0 if variables == bench_real.EXACT else 999.0
+        found = {"seconds": 2.0, "cpu_seconds": 2.0, "memory_mb": memory, "gbytes": 10.0}
         found |= {"tokens_per_second": 1000.0 + job["seed"], "phases": {}, "gpu": None}
         if job["stage"] == "ppo":
             return found | {"ledger_mb": 120.0, "phases": {"generation": 0.25}}
@@ -328,7 +351,7 @@ def test_what_a_real_model_costs_is_a_table(
 
     monkeypatch.setattr(bench_real, "run_worker", run_worker)
     lines = bench_real.real(Plan(stage="real", repeats=3), tmp_path).splitlines()
-    assert "135M" in lines[0] and len(lines) == 8
+    assert "threads: 1: a Llama of 135M" in lines[0] and len(lines) == 9
     assert lines[2].split() == ["sampling,", "static", "1,001", "[1,000,", "1,002]", "160", "123"]
     assert lines[6].split()[-3:] == ["123", "120", "25%"]
     assert (tmp_path / "real_cpu.json").is_file()

@@ -25,7 +25,7 @@ def test_a_recorded_step_samples_what_training_finds(make, temperature, monkeypa
         generation, "_recorded", lambda *step: recorded.append(record(*step)) or recorded[-1]
     )
     rollout = generation.generate(model, TOK, PROMPTS, 40, temperature, batch_size=8)
-    assert len(recorded) == 3
+    assert [one.__name__ for one in recorded] == ["replay"] * 3
     again = response_logprobs(model, rollout, temperature)
     assert ((again - rollout.logprobs) * rollout.mask).abs().max() < 1e-3
     growing = generation.generate(model, TOK, PROMPTS, 40, temperature, batch_size=8, static=False)
