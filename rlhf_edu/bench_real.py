@@ -242,10 +242,10 @@ def table(cells: Cells) -> str:
     """What each way of sampling and of PPO came to, beside what could be, and what was foretold."""
     first = next(iter(cells.values()))
     where = "{cpu}, threads: {threads}".format(**first["machine"])
-    where = first["machine"]["gpu"] or where
     sizes = (first[name] for name in ("shape", "batch", "prompt", "answer"))
-    lines = ["{}: a Llama of {} parameters, {} episodes of {} + {} tokens".format(where, *sizes)]
-    lines.append(f"{'':22}{'tokens/s':>22}{'limit':>8}{'MB':>9}{'ledger':>9}{'generation':>12}")
+    lines = [first["machine"]["gpu"] or where]
+    lines.append("A Llama of {} parameters, {} episodes of {} + {} tokens".format(*sizes))
+    lines.append(f"{'':22}{'tokens/s':>18}{'limit':>7}{'MB':>8}{'ledger':>8}{'share':>7}")
     for name, cell in cells.items():
         limit, ledger, share = "", "", ""
         if "weights_mb" in cell:
@@ -255,9 +255,10 @@ def table(cells: Cells) -> str:
             ledger, share = f"{cell['ledger_mb'][0]:,.0f}", f"{cell['phases']['generation']:.0%}"
         rate = range_text(cell["tokens_per_second"], ",.0f")
         memory = f"{cell['memory_mb'][0]:,.0f}"
-        lines.append(f"{name:<22}{rate:>22}{limit:>8}{memory:>9}{ledger:>9}{share:>12}")
-    lines.append("limit: if weights had only to be read, once for a token of every row; tokens/s")
-    lines.append("also pays for products, and for reading the prompts")
+        lines.append(f"{name:<22}{rate:>18}{limit:>7}{memory:>8}{ledger:>8}{share:>7}")
+    lines.append("limit: if weights had only to be read, once for a token of every row;")
+    lines.append("tokens/s also pay for products, and for reading the prompts.")
+    lines.append("share: of sampling, in the time of a step of PPO.")
     return "\n".join(lines)
 
 
