@@ -245,7 +245,7 @@ def table(cells: Cells) -> str:
     sizes = (first[name] for name in ("shape", "batch", "prompt", "answer"))
     lines = [first["machine"]["gpu"] or where]
     lines.append("A Llama of {} parameters, {} episodes of {} + {} tokens".format(*sizes))
-    lines.append(f"{'':22}{'tokens/s':>18}{'limit':>7}{'MB':>8}{'ledger':>8}{'share':>7}")
+    lines.append(f"{'':22}{'tokens/s':>20}{'limit':>7}{'MB':>7}{'ledger':>7}{'share':>6}")
     for name, cell in cells.items():
         limit, ledger, share = "", "", ""
         if "weights_mb" in cell:
@@ -255,7 +255,8 @@ def table(cells: Cells) -> str:
             ledger, share = f"{cell['ledger_mb'][0]:,.0f}", f"{cell['phases']['generation']:.0%}"
         rate = range_text(cell["tokens_per_second"], ",.0f")
         memory = f"{cell['memory_mb'][0]:,.0f}"
-        lines.append(f"{name:<22}{rate:>18}{limit:>7}{memory:>8}{ledger:>8}{share:>7}")
+        row = f"{name:<22}{rate:>20}{limit:>7}{memory:>7}{ledger:>7}{share:>6}"
+        lines.append(row.rstrip())
     lines.append("limit: if weights had only to be read, once for a token of every row;")
     lines.append("tokens/s also pay for products, and for reading the prompts.")
     lines.append("share: of sampling, in the time of a step of PPO.")

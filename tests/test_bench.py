@@ -352,7 +352,7 @@ def test_what_a_real_model_costs_is_a_table(
     monkeypatch.setattr(bench_real, "run_worker", run_worker)
     lines = bench_real.real(Plan(stage="real", repeats=3), tmp_path).splitlines()
     assert lines[0].endswith(", threads: 1") and "135M" in lines[1] and len(lines) == 11
-    assert max(map(len, lines)) <= 70
+    assert max(map(len, lines)) <= 72  # a slide's width
     assert lines[3].split() == ["sampling,", "static", "1,001", "[1,000,", "1,002]", "160", "123"]
     assert lines[7].split()[-3:] == ["123", "120", "25%"]
     assert (tmp_path / "real_cpu.json").is_file()
