@@ -76,6 +76,13 @@ class Plan:
             raise ValueError("bench: steps, repeats, warmup and threads must be 1 or more")
         if self.answers == 1:
             raise ValueError("bench: a comparison needs two answers; set --answers to 2 or more")
+        if self.stage in ("growth", "real") and (
+            self.against or self.size or self.bf16 or self.answers
+        ):
+            raise ValueError(
+                f"bench: --stage {self.stage} is of our side alone and has sizes of its own; leave "
+                "--against, --size, --bf16 and --answers out"
+            )
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -162,6 +162,10 @@ def test_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_fewer_answers_more_rankings() -> None:
     assert [Plan(answers=k).job("ours", "dpo").batch for k in (0, 2, 4, 9)] == [4, 40, 6, 4]
     assert Plan(answers=2).job("ours", "ppo").answers == 0
+    for settings in ({"size": "4M"}, {"bf16": True}, {"answers": 4}, {"against": "trl"}):
+        for stage in ("growth", "real"):
+            with pytest.raises(ValueError, match=f"--stage {stage} .* sizes of its own"):
+                Plan(stage=stage, **settings)
     with pytest.raises(ValueError, match="two answers"):
         Plan(answers=1)
 
