@@ -37,10 +37,10 @@ def number(value: Any) -> float:
 def growth(plan: Plan, folder: Path | None = None) -> str:
     """Measure what has no result yet, draw the picture, and return the table."""
     folder, cells = folder or data_folder(create=True) / "results", {}
+    given = {"device": plan.device, "warmup": plan.warmup, "steps": plan.steps}
     for axis, (job, values) in AXES.items():
         for value in values:
-            sized = replace(job, **{axis: value}, device=plan.device, warmup=plan.warmup)
-            sized = replace(sized, steps=plan.steps)
+            sized = replace(job, **{axis: value}, **given)
             cells[f"{axis} {value}"] = lambda job=sized: measure(plan, job)
     found = run_grid(f"growth_{plan.device}", plan.command(), cells, folder)
     picture(found).savefig(folder / f"growth_{plan.device}.png", dpi=110)

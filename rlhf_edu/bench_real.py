@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhf_edu import data_folder, lora, ppo
 from rlhf_edu.bench import Plan, machine, range_text, run_worker, spread
@@ -19,6 +24,7 @@ from rlhf_edu.bench_worker import (
     MB,
     Clock,
     about,
+    answer_tokens,
     forget_peak,
     machine_rates,
     peak_above,
@@ -121,13 +127,13 @@ def make_model(job: Job, dtype: torch.dtype) -> PreTrainedModel:
 
 def sample(job: Job, clock: Clock) -> dict[str, float]:
     """Rollouts alone; also the bytes of the weights."""
-    model = make_model(job, frozen_dtype(job))
+    model, words = make_model(job, frozen_dtype(job)), tokenizer()
     forget_peak(job)
     random = torch.Generator().manual_seed(job.seed)
-    ids = torch.randint(3, len(tokenizer()), (job.batch, job.prompt), generator=random)
+    ids = torch.randint(3, len(words), (job.batch, job.prompt), generator=random)
     write = _transformers if job.way == "transformers" else _ours
     for _ in range(job.total):
-        _note(clock, write(model, ids, job))
+        _note(clock, write(model, words, ids, job))
     return {"weights_mb": sum(p.nbytes for p in model.parameters()) / MB}
 
 
@@ -135,24 +141,26 @@ def _note(clock: Clock, tokens: int) -> None:
     """A step has ended, with so many tokens written."""
     clock.units.append(clock.job.batch)
     clock.tokens.append(tokens)
-    clock.flops.append(0.0)
     clock.mark()
 
 
-def _ours(model: PreTrainedModel, ids: torch.Tensor, job: Job) -> int:
+def _ours(
+    model: PreTrainedModel, words: PreTrainedTokenizerBase, ids: torch.Tensor, job: Job
+) -> int:
     static = job.way == "static"
-    rollout = generate(model, tokenizer(), ids.tolist(), job.answer, seed=job.seed, static=static)
+    rollout = generate(model, words, ids.tolist(), job.answer, seed=job.seed, static=static)
     return int(rollout.lengths.sum())
 
 
 @torch.no_grad()
-def _transformers(model: PreTrainedModel, ids: torch.Tensor, job: Job) -> int:
+def _transformers(
+    model: PreTrainedModel, words: PreTrainedTokenizerBase, ids: torch.Tensor, job: Job
+) -> int:
     """`model.generate` as it comes, sampling from the whole distribution."""
     ids = ids.to(model.device)
     options = {"do_sample": True, "top_k": 0, "max_new_tokens": job.answer}
     found = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-    ends = (found[:, ids.shape[1] :] == model.config.eos_token_id).long()
-    return int((ends.cumsum(1) - ends == 0).sum())
+    return answer_tokens(found[:, ids.shape[1] :], words.eos_token_id)
 
 
 def train(job: Job, clock: Clock) -> dict[str, float]:

@@ -513,7 +513,7 @@ def trl_ppo(job: Job, clock: Clock) -> None:
 
     def counted(model: Any, queries: torch.Tensor, *rest: Any) -> Any:
         found = generate(model, queries, *rest)
-        clock.tokens.append(_answer_tokens(found[0][:, queries.shape[1] :], eos))
+        clock.tokens.append(answer_tokens(found[0][:, queries.shape[1] :], eos))
         return found
 
     @contextlib.contextmanager
@@ -559,7 +559,7 @@ def make_ppo_trainer(
     )
 
 
-def _answer_tokens(answers: torch.Tensor, eos: int) -> int:
+def answer_tokens(answers: torch.Tensor, eos: int) -> int:
     """Tokens up to the first end-of-text of each answer (B, R), summed over the answers."""
     ends = (answers == eos).long()
     return int((ends.cumsum(1) - ends == 0).sum())

@@ -83,7 +83,7 @@ def test_parts_of_parts_count_once() -> None:
 
 def test_answers_are_counted_up_to_their_end() -> None:
     answers = torch.tensor([[5, 2, 2, 7], [2, 5, 5, 5], [5, 5, 5, 5]])
-    assert bench_worker._answer_tokens(answers, eos=2) == 2 + 1 + 4
+    assert bench_worker.answer_tokens(answers, eos=2) == 2 + 1 + 4
 
 
 def test_rates_of_the_machine() -> None:

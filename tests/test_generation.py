@@ -116,27 +116,24 @@ def test_a_recorded_step_can_be_done_again(model, monkeypatch) -> None:
     assert torch.equal(rollout.ended, recorded.ended)
 
 
-class Recording:
-    """As `torch.cuda.graph` when a step asks the device: what it says in the end is no help."""
-
-    def __init__(self, graph: object, **options: object) -> None:
-        assert options == {"stream": "aside", "capture_error_mode": "thread_local"}
-
-    def __enter__(self) -> None:
-        streams.append("aside")
-
-    def __exit__(self, *_: object) -> None:
-        raise RuntimeError("operation failed due to a previous error during capture")
-
-
-streams: list[str] = []
-
-
 def test_what_cannot_be_recorded_is_done_one_by_one_and_said_once(monkeypatch) -> None:
+    streams = ["usual"]
+
     def step() -> None:
         raise RuntimeError("not permitted when the stream is capturing\nCUDA kernel errors ...")
 
-    streams[:] = ["usual"]
+    class Recording:
+        """As `torch.cuda.graph` when a step asks the device: what it says in the end is no help."""
+
+        def __init__(self, graph: object, **options: object) -> None:
+            assert options == {"stream": "aside", "capture_error_mode": "thread_local"}
+
+        def __enter__(self) -> None:
+            streams.append("aside")
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
     monkeypatch.setattr(generation, "_REFUSED", [])
     monkeypatch.setattr(generation, "_recording_stream", lambda device: "aside")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
