@@ -38,6 +38,18 @@ def estimators_in_numpy(logprobs, ref_logprobs):
     return k1, 0.5 * np.square(k1), np.expm1(-k1) + k1
 
 
+def estimators_in_one_tensor(logprobs, ref_logprobs):
+    return torch.stack(estimators_by_ratio(logprobs, ref_logprobs))
+
+
+def estimators_in_one_array(logprobs, ref_logprobs):
+    return np.stack(estimators_in_numpy(logprobs, ref_logprobs))
+
+
+def estimators_by_lists(logprobs, ref_logprobs):
+    return [k.tolist() for k in estimators_by_ratio(logprobs, ref_logprobs)]
+
+
 def exact_by_kl_div(logits, ref_logits):
     p, q = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     return F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
@@ -48,41 +60,27 @@ def exact_by_entropies(logits, ref_logits):
     return (p * p.log()).sum(-1) - (p * ref_logits.softmax(-1).log()).sum(-1)
 
 
-def third(k3):
-    """The right k1 and k2, and another k3, a function of log(reference / policy)."""
-    return lambda lp, ref: (*estimators_by_ratio(lp, ref)[:2], k3(ref - lp))
-
-
 RIGHT = {
     "check_reward_row": [row_by_loop, row_by_one_hot],
     "check_answer_mask": [mask_by_length, mask_by_shift],
-    "check_kl_estimators": [estimators_by_ratio, estimators_in_numpy],
+    "check_kl_estimators": [
+        estimators_by_ratio,
+        estimators_in_numpy,
+        estimators_in_one_tensor,
+        estimators_in_one_array,
+        estimators_by_lists,
+    ],
     "check_exact_kl": [exact_by_kl_div, exact_by_entropies],
 }
 # (check, a wrong answer, words of the message that names it)
 WRONG = [
     ("check_reward_row", lambda s, p, q, b: row_by_loop(s, q, p, b), "KL has the wrong sign"),
     ("check_reward_row", lambda s, p, q, b: s - b * (p - q), "arrives once"),
-    ("check_reward_row", lambda s, p, q, b: row_by_one_hot(s, p, q, 1.0), "beta has no effect"),
-    ("check_reward_row", lambda s, p, q, b: row_by_loop(b * s, p, q, b), "weighs the score too"),
-    ("check_reward_row", lambda s, p, q, b: b * (q - p), "score is missing"),
-    (
-        "check_reward_row",
-        lambda s, p, q, b: F.pad(torch.tensor([s - b * (p - q).sum()]), (len(p) - 1, 0)),
-        "each token pays for itself",
-    ),
     ("check_answer_mask", lambda x, eos: (x != eos).long(), "never learn to stop"),
     (
         "check_answer_mask",
         lambda x, eos: ((x == eos).cumsum(1) < 1).long(),
         "end-of-text itself is left out",
-    ),
-    ("check_answer_mask", lambda x, eos: torch.ones(x.shape), "everything counts"),
-    ("check_answer_mask", lambda x, eos: (x > 0).float(), "from the id of padding"),
-    (
-        "check_answer_mask",
-        lambda x, eos: torch.arange(x.shape[1]) < (x == eos).float().argmax(1)[:, None] + 1,
-        "was cut off",
     ),
     ("check_kl_estimators", lambda p, q: estimators_by_ratio(q, p), "other way round"),
     (
@@ -90,25 +88,6 @@ WRONG = [
         lambda p, q: (p - q, (p - q) ** 2, estimators_by_ratio(p, q)[2]),
         "lacks its half",
     ),
-    (
-        "check_kl_estimators",
-        lambda p, q: (q - p, (q - p) ** 2 / 2, (q - p).exp() - 1 + (q - p)),
-        "both subtract it",
-    ),
-    ("check_kl_estimators", third(lambda x: x.exp() - 1), "lacks - log rho"),
-    ("check_kl_estimators", third(lambda x: x.exp() - x), "lacks - 1"),
-    ("check_kl_estimators", third(lambda x: (-x).exp() - 1 + x), "upside down"),
     ("check_exact_kl", lambda x, y: exact_by_kl_div(y, x), "KL(reference || policy)"),
     ("check_exact_kl", lambda x, y: (x.softmax(-1) * (x - y)).sum(-1), "no log-probabilities"),
-    ("check_exact_kl", lambda x, y: exact_by_kl_div(x, y).sum(), "one for each place"),
-    (
-        "check_exact_kl",
-        lambda x, y: (x.log_softmax(-1) - y.log_softmax(-1)).mean(-1),
-        "plain mean",
-    ),
-    (
-        "check_exact_kl",
-        lambda x, y: (x.log_softmax(-1) - y.log_softmax(-1)).sum(-1),
-        "plain sum",
-    ),
 ]
