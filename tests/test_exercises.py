@@ -258,7 +258,7 @@ def test_the_line_that_raised_is_the_student_s_own() -> None:
 
     message = Check(twice, CASES, {}, "good")(student).message
     line = student.__code__.co_firstlineno + 2
-    assert f" in line {line}, `return torch.dot(ratio, ratio[:1])` (x = [1, 2]" in message
+    assert f", in line {line}: `return torch.dot(ratio, ratio[:1])` (x = [1, 2]" in message
 
 
 def gap(up, down):

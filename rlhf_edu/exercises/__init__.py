@@ -296,7 +296,7 @@ def _stopped(student: Callable[..., Any], error: Exception, case: Case) -> Resul
         return Result("wrong", "your function changes its input: make a new tensor instead")
     file = getattr(getattr(student, "__code__", None), "co_filename", None)
     own = [x for x in traceback.extract_tb(error.__traceback__) if x.filename == file and x.line]
-    where = f" in line {own[-1].lineno}, `{own[-1].line}`" if own else ""
+    where = f", in line {own[-1].lineno}: `{own[-1].line}`" if own else ""
     says = f"your function stopped with {type(error).__name__}: {reason}{where} ({_short(case)})"
     return Result("error", says)
 

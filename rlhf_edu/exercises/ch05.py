@@ -212,9 +212,8 @@ check_clipped_loss = Check(
         "an optimiser minimises": lambda n, o, a, c: -clipped_loss(n, o, a, c),
         "the wrong side is clipped: of the two objectives take the smaller one (of two losses, "
         "the larger)": lambda n, o, a, c: -clipped_loss(n, o, -a, c),
-        "clipped only: a ratio that has already gone the wrong way could never come back. "
-        "Take the minimum with the free "
-        "term": lambda n, o, a, c: -((n - o).exp().clamp(1 - c, 1 + c) * a).mean(),
+        "clipped only: a ratio that has already gone the wrong way could never come back. Take "
+        "the minimum of both": lambda n, o, a, c: -((n - o).exp().clamp(1 - c, 1 + c) * a).mean(),
         "nothing is clipped": lambda n, o, a, c: -((n - o).exp() * a).mean(),
         "the ratio is upside down: new over old, exp(logprobs - old_logprobs)": lambda n, o, a, c: (
             _smaller((o - n).exp(), (o - n).exp().clamp(1 - c, 1 + c), a)
@@ -223,8 +222,8 @@ check_clipped_loss = Check(
         "- old_logprobs)": lambda n, o, a, c: _smaller(n / o, (n / o).clamp(1 - c, 1 + c), a),
         "a sum instead of a mean: the step would "
         "grow with the length of the answers": lambda n, o, a, c: len(n) * clipped_loss(n, o, a, c),
-        "you clip the ratio to [-clip, clip]: "
-        "it is 1 where nothing has changed, so clip to [1 - clip, "
+        "you clip the ratio to [-clip, clip], "
+        "but it is 1 where nothing has changed: take [1 - clip, "
         "1 + clip]": lambda n, o, a, c: _smaller((n - o).exp(), (n - o).exp().clamp(-c, c), a),
         "you clip the log-ratio: the bounds 1 - clip and 1 + clip are those of the ratio, "
         "after the exp": lambda n, o, a, c: _smaller((n - o).exp(), (n - o).clamp(-c, c).exp(), a),

@@ -146,17 +146,16 @@ check_dpo_loss = Check(
         "you add the rejected answer's log-ratio: subtract it": lambda w, x, rw, rl, b: (
             -F.logsigmoid(b * ((w - rw) + (x - rl))).mean()
         ),
-        "that is the hinge loss: a pair that is ordered well enough stops pulling. "
-        "DPO wants -log sigmoid, which never quite "
-        "stops": _of_margin(lambda m, b: (1 - b * m).clamp(min=0).mean()),
+        "that is the hinge loss, which lets go of a pair that is ordered well enough; "
+        "DPO wants -log sigmoid": _of_margin(lambda m, b: (1 - b * m).clamp(min=0).mean()),
         "you divide by beta: the reward is beta times the log-ratio": _of_margin(
             lambda m, b: -F.logsigmoid(m / b).mean()
         ),
         "the rejected answer is left out: subtract its log-ratio": lambda w, x, rw, rl, b: (
             -F.logsigmoid(b * (w - rw)).mean()
         ),
-        "you take exp of the log-probs: their differences are the log-ratios "
-        "already": lambda w, x, rw, rl, b: dpo_loss(w.exp(), x.exp(), rw.exp(), rl.exp(), b),
+        "you take exp of the log-probs: subtract them as they are, for a log-ratio is a difference "
+        "of logs": lambda w, x, rw, rl, b: dpo_loss(w.exp(), x.exp(), rw.exp(), rl.exp(), b),
     },
     success="right: equal to rlhf_edu.losses.dpo_loss, gradient included",
     learns=("policy_chosen", "policy_rejected"),
@@ -228,8 +227,8 @@ check_ipo_loss = Check(
         ),
         "tau stands in the target alone: the margin is a plain "
         "difference of log-ratios": _of_margin(lambda m, t: ((t * m - 1 / (2 * t)) ** 2).mean()),
-        "the sign of the target, or chosen and rejected swapped, or policy and reference: "
-        "this makes the rejected answer "
+        "the sign of the target, or chosen and rejected swapped, "
+        "or policy and reference: the rejected answer is made "
         "likelier": _of_margin(lambda m, t: ((m + 1 / (2 * t)) ** 2).mean()),
         "the distance to the target is squared: the pull "
         "fades as the target comes near": _of_margin(lambda m, t: (m - 1 / (2 * t)).abs().mean()),
