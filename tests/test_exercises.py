@@ -96,6 +96,13 @@ def changed(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     return change(value if torch.is_tensor(value) else torch.tensor(value).double())
 
 
+def turned(x: torch.Tensor) -> torch.Tensor:
+    """A matrix transposed, a row backwards; a number has no other side, so its inverse."""
+    if x.dim() == 2:
+        return x.T
+    return x.flip(0) if x.dim() == 1 else 1 / (x + 2)
+
+
 def wrong_at(place: int) -> Callable[[torch.Tensor], torch.Tensor]:
     def change(x: torch.Tensor) -> torch.Tensor:
         numbers = x.flatten().tolist()
@@ -131,7 +138,7 @@ def spoilt(check: Check) -> Iterator[tuple[str, Callable[..., Any]]]:
     yield "half", after(lambda x: x / 2)
     yield "its negation", after(lambda x: 1 - x)
     if not check.learns:
-        yield "turned round", after(lambda x: x.T if x.dim() == 2 else x.flip(0) if x.dim() else -x)
+        yield "turned round", after(turned)
     if check.value:
         yield "first number wrong", after(wrong_at(0))
         yield "last number wrong", after(wrong_at(-1))

@@ -4,14 +4,7 @@ import torch
 from torch import Tensor
 
 from rlhf_edu import losses
-from rlhf_edu.exercises import Case, Check, numbers
-
-
-def _groups() -> list[Case]:
-    return [
-        {"rewards": numbers([1.0, 2.0, 6.0], [0.5, -1.0, -1.5])},
-        {"rewards": numbers([0.0, 1.0, 1.0, 4.0, -2.0])},
-    ]
+from rlhf_edu.exercises import Check, numbers
 
 
 def _others(r: Tensor, dim: int | None = 1) -> Tensor:
@@ -27,7 +20,10 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 check_leave_one_out = Check(
     leave_one_out,
-    cases=_groups(),
+    cases=[
+        {"rewards": numbers([1.0, 2.0, 6.0], [0.5, -1.0, -1.5])},
+        {"rewards": numbers([0.0, 1.0, 1.0, 4.0, -2.0])},
+    ],
     mistakes={
         "you subtract the mean of all K, the answer itself included: "
         "right but for the factor (K - 1) / K. "
@@ -99,7 +95,7 @@ check_group_advantages = Check(
         "GRPO takes those of each row, the answers to one prompt": _whole,
         "mean and std run over the prompts; GRPO takes those of each row, "
         "the answers to one prompt": lambda r: (r - r.mean(0)) / (r.std(0, correction=0) + 1e-6),
-        "the mean is added back: subtract it, and leave it out": lambda r: (
+        "the mean is added back at the end; leave that out": lambda r: (
             losses.group_advantages(r) + r.mean(1, keepdim=True)
         ),
     },
