@@ -163,7 +163,7 @@ def _why_no_gradient(given: list[Answer], learns: Sequence[str]) -> str:
 def _no_gradient(names: Sequence[str]) -> str:
     listed = " and ".join(f"`{name}`" for name in names)
     return (
-        f"no gradient reaches {listed}: nothing will be learned from it. "
+        f"no gradient reaches {listed}: nothing is learned there. "
         "Is there a detach(), item(), float() or no_grad() in the way?"
     )
 
