@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_models as tiny
 
-from rlhf_edu import data, formats
+from rlhf_edu import data, formats, rows
 
 TOK = tiny.tokenizer()
 PREFERENCES = Path(__file__).resolve().parents[2] / "shared" / "data" / "pref"
@@ -204,7 +204,7 @@ def test_what_teaches_nothing_is_counted(row: dict, reason: str, tmp_path: Path)
     ("name", "changes", "reason"),
     [
         ("HH transcripts", {"rejected": "\n\nHuman: Eh?\n\nAssistant: No."}, "prompts differ"),
-        ("chat lists", {"rejected": chat("Eh?", BAD)}, "prompts differ"),
+        ("chat lists", {"rejected": chat("Eh?", BAD)}, "prompt and rejected do not meet"),
         ("chat lists", {"score_rejected": 8.0}, "tied"),
         ("chat lists", {"chosen": chat(QUESTION)}, "chosen has no answer"),
         ("chat lists", {"chosen": []}, "chosen has no answer"),
@@ -302,7 +302,7 @@ def test_the_hub_is_a_choice(monkeypatch) -> None:
     ],
 )
 def test_what_the_hub_says_becomes_one_line(said: str, advice: str) -> None:
-    with pytest.raises(ValueError, match=advice) as error, formats.one_line_errors("some/data"):
+    with pytest.raises(ValueError, match=advice) as error, rows.one_line_errors("some/data"):
         raise OSError(said)
     assert "\n" not in str(error.value) and str(error.value).startswith("some/data cannot be")
 
@@ -353,7 +353,7 @@ def test_pages_and_prompts_of_plain_text(tmp_path: Path) -> None:
             "HH transcripts",
             2312,
             2303,
-            {"prompts differ": 5, "empty answer": 4},
+            {"prompt does not end with a turn of the user": 5, "empty answer": 4},
         ),
         (
             "pandalm_testset-v1.json",
