@@ -80,14 +80,14 @@ class Loaded:
         if self.dropped:
             parts.append(f"left out: {_counted(self.dropped)}")
         if self.unused:
-            parts.append(f"columns not used: {', '.join(self.unused)}")
+            parts.append(f"columns not used: {' '.join(', '.join(self.unused).split())}")
         if self.control:
             parts.append(f"look: control tokens, read as letters: {_counted(self.control)}")
         return f"{self.source}: {'; '.join(parts)}"
 
 
 def _counted(counter: Counter[str]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in counter.most_common(12))
+    return ", ".join(f"{count} {what}" for what, count in counter.most_common())
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def _transcript(row: Row, key: str) -> tuple[str, str]:
         )
     if TURN.search(answer):
         raise Drop("transcript has no answer at its end")
-    return _prompt(row, _transcript_turns(before)), answer
+    return _prompt(row, _transcript_turns(before)), answer.removeprefix(" ")
 
 
 def _from_transcripts(row: Row) -> Ranking:
