@@ -307,7 +307,9 @@ def _ranking(prompt: str, answers: Sequence[Any], order: Sequence[float]) -> Ran
 def _transcript(row: Row, key: str) -> tuple[str, str]:
     """Prompt and answer of a transcript: the answer is what the assistant says last."""
     if isinstance(row[key], list | dict):
-        raise ValueError(f"{key} must be a text, as in the rows before, not {_short(row[key])}")
+        raise ValueError(
+            f"{key} must be a text, or chosen and rejected both messages, not {_short(row[key])}"
+        )
     before, cue, answer = f"\n\n{_text(row[key], 'transcript')}".rpartition(CUE)
     if not cue:
         raise ValueError(
@@ -326,7 +328,13 @@ def _from_transcripts(row: Row) -> Ranking:
 
 
 def _from_pair(row: Row) -> Ranking:
-    return _pair(row, _prompt_of(row), row["chosen"], row["rejected"])
+    prompt, answers = _prompt_of(row), (row["chosen"], row["rejected"])
+    if not all(isinstance(answer, str) and TURN.match(answer) for answer in answers):
+        return _pair(row, prompt, *answers)
+    ranking = _from_transcripts(row)
+    if ranking.prompt.text != prompt:
+        raise Drop("prompt and chosen do not meet")
+    return ranking
 
 
 def _from_chats(row: Row) -> Ranking:

@@ -225,7 +225,15 @@ def _arrow_rows(path: Path) -> Rows:
     from datasets import Dataset
 
     with _whole(path):
-        yield from _numbered(path, Dataset.from_file(str(path)))
+        saved = Dataset.from_file(str(path))
+    yield from _saved_rows(path, saved)
+
+
+def _saved_rows(path: Path, saved: Any) -> Rows:
+    """Rows of a `datasets.Dataset`, which lies on the disk as memory does."""
+    with _whole(path):
+        saved.data.validate(full=True)  # or a byte that flipped ends the process
+        yield from _numbered(path, saved)
 
 
 def _numbered(source: Any, rows: Iterable[Any]) -> Rows:
@@ -280,11 +288,6 @@ def _folder_rows(folder: Path, split: str) -> Rows:
             saved = _split(saved, split, folder)
         return _saved_rows(folder, saved)
     return chain.from_iterable(map(_file_rows, _shards(folder, split)))
-
-
-def _saved_rows(folder: Path, saved: Iterable[Any]) -> Rows:
-    with _whole(folder):
-        yield from _numbered(folder, saved)
 
 
 def _shards(folder: Path, split: str) -> list[Path]:

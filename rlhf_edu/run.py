@@ -88,7 +88,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, help="a model's or adapter's folder, a run's, or a hub id")
-    add("--data", required=True, help="a file (.json, .jsonl, .gz, .parquet, .csv) or a hub id")
+    add(
+        "--data",
+        required=True,
+        help="a file (.json, .jsonl, .csv, .parquet), a folder of them, or a hub id",
+    )
     add("--out", required=True, type=Path, help="the run's folder; the same command goes on there")
     add("--lora", action="store_true", help="train an adapter, not the whole network")
     add("--rank", type=int, default=16, help="of a new adapter")

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from test_formats import ROWS, chat, pair
 
 from rlhf_edu import data, formats
@@ -79,14 +81,18 @@ def as_csv(rows: list[Any]) -> bytes:
 
 
 def as_parquet(rows: list[Any]) -> bytes:
-    import pyarrow
-    from pyarrow import parquet
-
     file = io.BytesIO()
     try:
         parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError, TypeError):
         return as_parquet([pair()])  # no table can hold such rows
+    return file.getvalue()
+
+
+def as_arrow(rows: list[Any]) -> bytes:
+    table, file = parquet.read_table(io.BytesIO(as_parquet(rows))), io.BytesIO()
+    with pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
     return file.getvalue()
 
 
@@ -96,6 +102,7 @@ WRITERS: dict[str, Callable[[list[Any]], bytes]] = {
     ".txt": as_text,
     ".csv": as_csv,
     ".parquet": as_parquet,
+    ".arrow": as_arrow,
 }
 
 
@@ -122,7 +129,7 @@ def test_any_file_is_read_or_refused_by_name(tmp_path: Path) -> None:
         kind = rng.choice(list(WRITERS))
         content = WRITERS[kind](odd_rows(rng))
         path = tmp_path / f"file{kind}"
-        if kind != ".parquet" and rng.random() < 0.3:
+        if kind not in (".parquet", ".arrow") and rng.random() < 0.3:
             path, content = path.with_name(f"{path.name}.gz"), gzip.compress(content)
         path.write_bytes(damaged(content, rng))
         try:

@@ -182,6 +182,11 @@ DIALOGUE = "\n\nHuman: Who?\n\nAssistant: I.\n\nHuman: Why?\n\nAssistant:"
 def test_a_conversation_as_prompt_keeps_its_turns(prompt, tmp_path: Path) -> None:
     assert asked(tmp_path, pair(prompt=prompt, chosen=" So.")) == DIALOGUE
     assert data.to_messages(DIALOGUE) == chat("Who?", "I.", "Why?")
+    whole = pair(prompt=prompt, chosen=f"{DIALOGUE} So.", rejected=f"{DIALOGUE} Eh.")
+    other = pair(prompt="Who?", chosen=f"{DIALOGUE} So.", rejected=f"{DIALOGUE} Eh.")
+    loaded = load(tmp_path, whole, other)
+    assert loaded.records[0].answers == ("So.", "Eh.")
+    assert loaded.dropped == {"prompt and chosen do not meet": 1}
 
 
 def test_a_text_that_only_looks_like_a_transcript_is_a_text(tmp_path: Path) -> None:
