@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlhf_edu.rows import text_lines
+
 SCHEMA_VERSION = 1
 
 
@@ -47,7 +49,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request of one customer. `text` is all that a model gets to see of it."""
+    """One request of one customer. `text` is all that a model gets to see of it.
+
+    Raises:
+        ValueError: one of the texts is none.
+    """
 
     prompt_id: str
     customer: str
@@ -55,14 +61,29 @@ class Prompt:
     text: str
     task: Task = field(default_factory=lambda: Task(kind=""))
 
+    def __post_init__(self) -> None:
+        for name in ("prompt_id", "customer", "use_case", "text"):
+            _checked(getattr(self, name), "prompt" if name == "text" else name, str)
+
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt and the answer that a labeler wrote to it."""
+    """A prompt and the answer that a labeler wrote to it.
+
+    Raises:
+        ValueError: answer or labeler is no text.
+    """
 
     prompt: Prompt
     answer: str
     labeler: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("answer", "labeler"):
+            _checked(getattr(self, name), name, str)
+
+
+MAX_RANK = 2**31 - 1  # what every tensor of whole numbers can hold
 
 
 @dataclass(frozen=True)
@@ -77,7 +98,8 @@ class Ranking:
         sources: K names, of the models or people that the answers came from; may be empty.
 
     Raises:
-        ValueError: there is no answer, the lists differ in length, or a rank is below 1.
+        ValueError: there is no answer, the lists differ in length, a value is of the wrong kind,
+            or a rank is out of range.
     """
 
     prompt: Prompt
@@ -88,8 +110,10 @@ class Ranking:
     sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("answers", "ended", "ranks", "sources"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        kinds = {"answers": str, "ended": bool, "ranks": int, "sources": str}
+        for name, kind in kinds.items():
+            object.__setattr__(self, name, _many(getattr(self, name), name, kind))
+        _checked(self.labeler, "labeler", str)
         where, k = f"ranking of prompt {self.prompt.prompt_id!r}", len(self.answers)
         if not k or len(self.ended) != k or len(self.ranks) != k:
             raise ValueError(f"{where}: give answers, ended and ranks, equally long, at least one")
@@ -97,6 +121,8 @@ class Ranking:
             raise ValueError(f"{where}: give one source per answer, or none")
         if min(self.ranks) < 1:
             raise ValueError(f"{where}: ranks start at 1, the best, not at {min(self.ranks)}")
+        if max(self.ranks) > MAX_RANK:
+            raise ValueError(f"{where}: ranks end at {MAX_RANK}; give the order alone, from 1")
 
 
 Record = TypeVar("Record", Prompt, Demonstration, Ranking)
@@ -120,25 +146,30 @@ def to_json(record: Prompt | Demonstration | Ranking) -> dict[str, Any]:
     return _prompt_keys(record.prompt) | keys | lists
 
 
-def _one(row: dict[str, Any], key: str, kind: type) -> Any:
-    """The value of a key, which must be of a kind: a text, a whole number or a truth value."""
-    return _checked(row[key], key, kind)
-
-
-def _many(row: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+def _many(values: Any, key: str, kind: type) -> tuple[Any, ...]:
     """The values of a key, which must be a list of one kind."""
-    if not isinstance(row[key], list):
-        raise ValueError(f"{key} must be a list, not {_short(row[key])}")
-    return tuple(_checked(value, f"{key}[{i}]", kind) for i, value in enumerate(row[key]))
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{key} must be a list, not {_short(values)}")
+    return tuple(_checked(value, f"{key}[{i}]", kind) for i, value in enumerate(values))
 
 
 def _checked(value: Any, key: str, kind: type) -> Any:
+    """The value, which must be of a kind: a text, a whole number or a truth value."""
     if type(value) is not kind:
         words = {str: "a text", int: "a whole number", bool: "true or false"}[kind]
         raise ValueError(f"{key} must be {words}, not {_short(value)}")
-    if kind is str and any("\ud800" <= letter <= "\udfff" for letter in value):
+    if kind is str and not is_encodable(value):
         raise ValueError(f"{key} holds half a surrogate pair, which no tokenizer can read")
     return value
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text can be written: JSON can hold halves of surrogate pairs, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _short(value: Any) -> str:
@@ -152,10 +183,10 @@ def _to_task(row: Any) -> Task:
     if unknown:
         raise ValueError(f"task has a key that no task has, {_short(unknown[0])}")
     kinds = {name: type(value) for name, value in vars(Task(kind="")).items()}
-    given = {"kind": _one(row, "kind", str)}
+    given = {"kind": _checked(row["kind"], "kind", str)}
     for name in row.keys() - {"kind"}:
-        many = kinds[name] is tuple
-        given[name] = _many(row, name, str) if many else _one(row, name, kinds[name])
+        check = _many if kinds[name] is tuple else _checked
+        given[name] = check(row[name], name, str if kinds[name] is tuple else kinds[name])
     return Task(**given)
 
 
@@ -163,13 +194,13 @@ def to_prompt(row: dict[str, Any]) -> Prompt:
     """Return the prompt of a flat dictionary such as `to_json` makes; errors as in `to_ranking`."""
     if not isinstance(row, dict):
         raise ValueError(f"a line must be a JSON object, not {_short(row)}")
-    texts = [_one(row, name, str) for name in ("prompt_id", "customer", "use_case", "prompt")]
+    texts = [row[name] for name in ("prompt_id", "customer", "use_case", "prompt")]
     return Prompt(*texts, task=_to_task(row["task"]))
 
 
 def to_demonstration(row: dict[str, Any]) -> Demonstration:
     """Return the demonstration of a flat dictionary; errors as in `to_ranking`."""
-    return Demonstration(to_prompt(row), _one(row, "answer", str), _one(row, "labeler", str))
+    return Demonstration(to_prompt(row), row["answer"], row["labeler"])
 
 
 def to_ranking(row: dict[str, Any]) -> Ranking:
@@ -179,14 +210,8 @@ def to_ranking(row: dict[str, Any]) -> Ranking:
         KeyError: a key is missing.
         ValueError: a value is of the wrong kind.
     """
-    return Ranking(
-        prompt=to_prompt(row),
-        answers=_many(row, "answers", str),
-        ended=_many(row, "ended", bool),
-        ranks=_many(row, "ranks", int),
-        labeler=_one(row, "labeler", str),
-        sources=_many(row, "sources", str),
-    )
+    names = ("answers", "ended", "ranks", "labeler", "sources")
+    return Ranking(to_prompt(row), *(row[name] for name in names))
 
 
 # --- conversations as texts --------------------------------------------------------------------
@@ -217,6 +242,15 @@ def to_text(messages: Sequence[dict[str, str]]) -> str:
     return "".join(turns) + CUE
 
 
+def trimmed(text: str) -> str:
+    """Return a text without empty lines around it, space at its end, and the one before its start.
+
+    More than one space, or a tab, at the start is the indentation of code, and stays.
+    """
+    text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text.replace("\r\n", "\n")).rstrip()
+    return text[1:] if re.match(r" \S", text) else text
+
+
 def to_messages(text: str) -> list[dict[str, str]]:
     """Return the messages in the text of a prompt: `to_text` backwards.
 
@@ -227,10 +261,11 @@ def to_messages(text: str) -> list[dict[str, str]]:
     parts = TURN.split(text.removesuffix(CUE))
     messages: list[dict[str, str]] = []
     for speaker, said in zip(parts[1::2], parts[2::2], strict=True):
+        said = trimmed(said.removeprefix(" "))  # the one that `to_text` writes
         if messages and messages[-1]["role"] == ROLES[speaker]:
-            messages[-1]["content"] += "\n\n" + said.strip()
+            messages[-1]["content"] += "\n\n" + said
         else:
-            messages.append({"role": ROLES[speaker], "content": said.strip()})
+            messages.append({"role": ROLES[speaker], "content": said})
     return messages
 
 
@@ -241,19 +276,17 @@ def _read(path: str | Path, parse: Callable[[dict[str, Any]], Record]) -> list[R
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}; `python -m rlhf_edu build` makes data")
     records = []
-    with open(path, "rb") as file:  # as bytes, so that an undecodable line has a number too
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                records.append(parse(json.loads(text)))
-            except KeyError as error:
-                raise ValueError(f"{path}, line {number}: add the missing key {error}") from None
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            except RecursionError:
-                raise ValueError(f"{path}, line {number}: nested too deeply") from None
+    for number, line in text_lines(Path(path)):
+        if not line.strip():
+            continue
+        try:
+            records.append(parse(json.loads(line)))
+        except KeyError as error:
+            raise ValueError(f"{path}, line {number}: add the missing key {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        except RecursionError:
+            raise ValueError(f"{path}, line {number}: nested too deeply") from None
     if not records:
         raise ValueError(f"{path} is empty; give a file of records, one JSON object on a line")
     return records

@@ -39,7 +39,6 @@ from rlhf_edu.formats import (
     load_pages,
     load_prompts,
     load_rankings,
-    one_line_errors,
 )
 from rlhf_edu.generation import generate
 from rlhf_edu.ledger import GB, Ledger, explained, ppo_ledger
@@ -56,6 +55,7 @@ from rlhf_edu.parallel import is_main, join_others
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.pretrain import pack
 from rlhf_edu.reward import RewardConfig, normalise_reward, score_answers, train_reward
+from rlhf_edu.rows import one_line_errors
 from rlhf_edu.sft import SFTConfig, train_sft
 from rlhf_edu.sources import (
     PROMPT_FORMATS,
@@ -88,7 +88,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, help="a model's or adapter's folder, a run's, or a hub id")
-    add("--data", required=True, help="a file (.json, .jsonl, .gz, .parquet, .csv) or a hub id")
+    add(
+        "--data",
+        required=True,
+        help="a file (.json, .jsonl, .csv, .parquet), a folder of them, or a hub id",
+    )
     add("--out", required=True, type=Path, help="the run's folder; the same command goes on there")
     add("--lora", action="store_true", help="train an adapter, not the whole network")
     add("--rank", type=int, default=16, help="of a new adapter")

@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf_edu.formats import one_line_errors, require_hub
 from rlhf_edu.lora import Adapter, is_adapter, load_adapter, merged
 from rlhf_edu.models import save_model
+from rlhf_edu.rows import one_line_errors, require_hub
 
 PROMPT_FORMATS = ("auto", "chat", "plain")
 

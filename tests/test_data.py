@@ -1,6 +1,7 @@
 """Records survive a round trip; bad files are named with their line."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -62,12 +63,33 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"ranks": (0, 1)}, {"ranks": (1,)}, {"ended": (True,)}, {"sources": ("sft",)}]
+    ("change", "message"),
+    [
+        ({"ranks": (0, 1)}, "'p1': ranks start at 1"),
+        ({"ranks": (1,)}, "'p1': .* equally long"),
+        ({"ended": (True,)}, "'p1': .* equally long"),
+        ({"sources": ("sft",)}, "'p1': give one source per answer"),
+        ({"ranks": (1, 2**31)}, "'p1': ranks end at"),
+        ({"ranks": (1.2, 1.8)}, r"ranks\[0\] must be a whole number, not 1.2"),
+        ({"ranks": (True, 2)}, r"ranks\[0\] must be a whole number, not True"),
+        ({"ended": (1, 1)}, r"ended\[0\] must be true or false, not 1"),
+        ({"answers": "ab"}, "answers must be a list, not 'ab'"),
+        ({"answers": ("a", "\ud800")}, r"answers\[1\] holds half a surrogate pair"),
+        ({"labeler": 3}, "labeler must be a text, not 3"),
+    ],
 )
-def test_rankings_check_themselves(change) -> None:
+def test_rankings_check_themselves(change, message: str) -> None:
     lists = {"answers": ("a", "b"), "ended": (True, True), "ranks": (1, 2), "sources": ()}
-    with pytest.raises(ValueError, match="p1"):
+    with pytest.raises(ValueError, match=message):
         Ranking(PROMPT, **lists | change)
+
+
+def test_prompts_and_demonstrations_check_themselves() -> None:
+    with pytest.raises(ValueError, match="prompt must be a text, not 7"):
+        Prompt("p", "c", "chat", 7)
+    for answer in (None, "\udfff"):
+        with pytest.raises(ValueError, match="answer"):
+            Demonstration(PROMPT, answer)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -93,6 +115,16 @@ READERS = {
 every_reader = pytest.mark.parametrize(("read", "record"), READERS.values(), ids=READERS)
 
 
+ROW = data.to_json(RANKING)
+KEYS = sorted(ROW) + sorted(ROW["task"])
+
+
+def changed(key: str, value: object) -> bytes:
+    """A good line in which the value of one key, of the record or of its task, is another."""
+    task = ROW["task"] | ({key: value} if key in ROW["task"] else {})
+    return json.dumps(ROW | {"task": task} | ({key: value} if key in ROW else {})).encode()
+
+
 @every_reader
 def test_missing_and_empty_files_are_named(tmp_path: Path, read, record) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path):
@@ -107,11 +139,16 @@ def test_missing_and_empty_files_are_named(tmp_path: Path, read, record) -> None
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"prompt_id": 1}', "prompt_id must be a text, not 1"),
+        (changed("prompt_id", 1), "prompt_id must be a text, not 1"),
+        (changed("prompt_id", "\ud800"), "prompt_id holds half a surrogate pair"),
+        (changed("ranks", [1, 10**30]), "ranks end at 2147483647; give the order alone"),
+        (changed("ranks", [1, 1.5]), "ranks[1] must be a whole number, not 1.5"),
+        (changed("ranks", [1, math.nan]), "ranks[1] must be a whole number, not nan"),
+        (changed("answers", "ab"), "answers must be a list, not 'ab'"),
+        (b'{"prompt_id": "p"}', "add the missing key 'customer'"),
         (b"[1, 2]", "a line must be a JSON object, not [1, 2]"),
-        (b"\xff\xfe", "can't decode byte 0xff"),
+        (b"\xff\xfe", "byte 0xff is not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"prompt_id": "\\ud800"}', "prompt_id holds half a surrogate pair"),
         (b'{"prompt_id": "p"', "Expecting ',' delimiter"),
     ],
 )
@@ -137,16 +174,6 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-ROW = data.to_json(RANKING)
-KEYS = sorted(ROW) + sorted(ROW["task"])
-
-
-def changed(key: str, value: object) -> bytes:
-    """A good line in which the value of one key, of the record or of its task, is another."""
-    task = ROW["task"] | ({key: value} if key in ROW["task"] else {})
-    return json.dumps(ROW | {"task": task} | ({key: value} if key in ROW else {})).encode()
-
-
 LINES = st.one_of(
     st.binary(max_size=40),
     st.text(max_size=40).map(str.encode),
