@@ -187,7 +187,10 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: torch sees no such device here; choose auto or cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except (RuntimeError, UnicodeError):
+        raise ValueError(f"--device {ascii(name)} is no device; choose auto, cpu or cuda") from None
 
 
 # --- a run and its folder ------------------------------------------------------------------------

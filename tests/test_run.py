@@ -399,6 +399,7 @@ def test_names_that_stand_for_nothing_are_refused(place, capsys) -> None:
         ("--lora --rank 0", "--rank must be at least 1, and fit in 64 bits, not 0"),
         ("--micro-batch -1", "SFTConfig: micro_batch must be from 0 to inf, not -1"),
         ("--seed 99999999999999999999", "seed must be a whole number of 64 bits, not 9"),
+        ("--device 3.5", "--device '3.5' is no device; choose auto, cpu or cuda"),
         ("--lr inf", "lr must be a finite number, not inf"),
         ("--limit -3", "--limit must be at least 1"),
         ("--max-prompt-tokens 0", "--max-prompt-tokens must be at least 1"),
