@@ -84,7 +84,8 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code; an error of the user's is one line, code 2."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what a terminal cannot show must not end a command
+        # What a terminal cannot show must not end a command; notebooks have streams of their own.
+        with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="replace")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -110,12 +111,15 @@ def _quiet_stop() -> Iterator[None]:
     """Take Ctrl-C as the end, without a traceback, also where a trainer would go on after it."""
 
     def stop(*_: Any) -> None:
-        print("\nrlhf_edu: stopped", file=sys.stderr)
         sys.exit(130)
 
     before = signal.signal(signal.SIGINT, stop)
     try:
         yield
+    except SystemExit as end:
+        if end.code == 130:
+            print("\nrlhf_edu: stopped", file=sys.stderr)
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -236,7 +236,8 @@ def train_dpo(
 
     Raises:
         ValueError: there are no rankings, or no two different answers that are not tied.
-        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
+        RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
+            `training.require_progress` stopped the run.
     """
     config = config or DPOConfig()
     groups = make_groups(tokenizer, rankings, config.max_answer_tokens)

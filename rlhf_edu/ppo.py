@@ -338,7 +338,8 @@ def train_ppo(
 
     Raises:
         ValueError: no prompts, a prompt too long, or ptx_coef without ptx_blocks.
-        RuntimeError: NaN or infinite loss, or `check_step_0` or `check_progress` stopped the run.
+        RuntimeError: NaN or infinity somewhere, or `check_step_0`, `check_progress` or
+            `training.require_progress` stopped the run.
     """
     config = config or PPOConfig()
     ids = _prepare(roles, tokenizer, prompts, config, ptx_blocks)

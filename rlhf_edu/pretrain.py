@@ -205,7 +205,8 @@ def pretrain(
 
     Raises:
         ValueError: there are no blocks, or they are longer than the model can read.
-        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
+        RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
+            `training.require_progress` stopped the run.
     """
     config = config or PretrainConfig()
     require_some(blocks, "pretrain", "blocks")

@@ -210,8 +210,8 @@ class Run:
         self.dtype = getattr(torch, options.dtype)
         settings = {k: v for k, v in vars(options).items() if k not in FREE}
         self.about: Record = {"command": command, **settings}
-        files = [getattr(options, name, None) for name in ("data", "ptx_data")]
-        self.about["checksums"] = {f: checksum(f) for f in files if f and Path(f).exists()}
+        files = [Path(getattr(options, name, None) or "") for name in ("data", "ptx_data")]
+        self.about["checksums"] = {str(f): checksum(f) for f in files if _is_stored(f)}
         self.done = self._claim()
         self.source = find_source(options.model)
         self.rank = self._rank()
@@ -348,6 +348,11 @@ class Run:
         longest = max(len(encode_prompt(self.tokenizer, prompt)) for prompt in prompts)
         limit = max(1, min(limit, context - longest))
         return generate(model, self.tokenizer, prompts, limit).texts(self.tokenizer)
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether a path is a file, or a folder that `datasets` saved, and no pipe or hub id."""
+    return path.is_file() or (path / "dataset_info.json").is_file()
 
 
 def _read_about(file: Path) -> tuple[bool, Record]:

@@ -149,7 +149,8 @@ def train_sft(
 
     Raises:
         ValueError: there are no demonstrations, all answers are too long, or what does not fit.
-        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
+        RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
+            `training.require_progress` stopped the run.
     """
     config = config or SFTConfig()
     require_tokens(tokenizer, "train_sft")
