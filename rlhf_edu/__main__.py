@@ -1,105 +1,154 @@
-"""The command line: `python -m rlhf_edu ladder | chat | experiment | sft | reward | ppo | …`."""
+"""The command line of the course; `python -m rlhf_edu COMMAND --help` says more of each command."""
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 EXPERIMENTS = ("best_of_n", "exact", "fresh", "grouping", "rl", "sft", "sizes")
-
+STAGES = ("base", "sft", "ppo", "ppo_ptx", "dpo")  # of chat
 
 TRAINERS = {
-    "sft": "fine-tune a model on demonstrations",
-    "reward": "train a reward model on rankings",
-    "ppo": "train a policy against a reward model; with --ptx-data, PPO-ptx",
-    "dpo": "train a policy on rankings",
+    "sft": "Fine-tune a model on demonstrations.",
+    "reward": "Train a reward model on rankings.",
+    "ppo": "Train a policy against a reward model; with --ptx-data, PPO-ptx.",
+    "dpo": "Train a policy on rankings.",
 }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rlhf_edu", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    ladder = commands.add_parser("ladder", help="train every stage and print the table")
-    ladder.add_argument("--seed", type=int, default=0, help="of training (default 0)")
-    ladder.add_argument("--world-seed", type=int, default=0, help="another world; from scratch")
-    ladder.add_argument("--from-scratch", action="store_true", help="pretrain the base model too")
-    ladder.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
-    build = commands.add_parser("build", help="rebuild everything in data/ from nothing")
-    build.add_argument("--only", choices=["bases", "stages"], help="only this part")
-    chat = commands.add_parser("chat", help="ask the shipped models, answers side by side")
-    chat.add_argument("--stage", help="one stage, such as sft; default: all of them")
-    chat.add_argument("--prompt", metavar="TEXT", help="one question; default: ask for more")
-    chat.add_argument("--greedy", action="store_true", help="the likeliest answer, not a sample")
-    experiment = commands.add_parser("experiment", help="a finding over several seeds")
-    names = f"{', '.join(EXPERIMENTS)}; or a finding such as F20"
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, text: str, more: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text} {more}")
+
+    ladder = command("ladder", "Train every stage and print the table.", "It takes minutes.")
+    ladder.add_argument("--seed", type=int, default=0, help="Of training (default: 0).")
+    more = "Of another world, which is pretrained on from scratch (default: 0)."
+    ladder.add_argument("--world-seed", type=int, default=0, help=more)
+    ladder.add_argument("--from-scratch", action="store_true", help="Pretrain the base model too.")
+    ladder.add_argument("--json", type=Path, metavar="FILE", help="Write the table there as well.")
+    build = command("build", "Rebuild everything in data/ from nothing.", "It takes hours.")
+    build.add_argument("--only", choices=["bases", "stages"], help="Rebuild this part alone.")
+    chat = command("chat", "Ask the shipped models.", "Answers come side by side, in seconds.")
+    more = f"One stage ({', '.join(STAGES)}); without it, all of them."
+    chat.add_argument("--stage", metavar="STAGE", help=more)
+    more = "One question; without it, type them one by one."
+    chat.add_argument("--prompt", metavar="TEXT", help=more)
+    chat.add_argument("--greedy", action="store_true", help="The likeliest answer, not a sample.")
+    more = "It takes minutes for each seed."
+    experiment = command("experiment", "Repeat a finding over several seeds.", more)
+    names = f"One of {', '.join(EXPERIMENTS)}; or a finding such as F20."
     experiment.add_argument("name", metavar="NAME", help=names)
-    experiment.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
+    experiment.add_argument("--seeds", type=int, default=5, help="How many (default: 5).")
     for name, text in TRAINERS.items():
-        commands.add_parser(name, help=f"{text}; {name} --help", add_help=False)
-    _bench_parser(commands.add_parser("bench", help="speed and memory, alone or beside TRL's"))
-    commands.add_parser("findings", help="what the papers found, and what happened here")
-    books = commands.add_parser("notebooks", help="run the notebooks, or derive editions of them")
-    books.add_argument("what", choices=["execute", "handouts", "slides"])
-    books.add_argument("names", nargs="*", help="such as 05; default: all of them")
-    books.add_argument("--reveal-prefix", metavar="URL", help="slides: where reveal.js is")
+        commands.add_parser(name, help=text, add_help=False)
+    more = "It takes minutes."
+    _bench_options(command("bench", "Measure speed and memory, alone or beside TRL's.", more))
+    more = "It reads stored results, in seconds."
+    command("findings", "Print what the papers found, and what happened here.", more)
+    books = command(
+        "notebooks", "Run the notebooks, or derive editions of them.", "It takes minutes."
+    )
+    books.add_argument("what", choices=["execute", "handouts", "slides"], help="What to do.")
+    books.add_argument("names", nargs="*", help="Which, such as 05; without any, all of them.")
+    books.add_argument("--reveal-prefix", metavar="URL", help="For slides: where reveal.js is.")
     return parser
 
 
-def _bench_parser(bench: argparse.ArgumentParser) -> None:
-    bench.add_argument("--against", choices=["trl"], help="measure TRL in turns with us")
-    bench.add_argument("--trl-python", type=Path, metavar="PATH", help="Python that has TRL")
-    bench.add_argument(
-        "--trl-ppo-python", type=Path, metavar="PATH", help="Python with trl==1.12.0"
-    )
-    bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+def _bench_options(bench: argparse.ArgumentParser) -> None:
+    add = bench.add_argument
+    add("--against", choices=["trl"], help="Measure TRL in turns with us.")
+    add("--trl-python", type=Path, metavar="PATH", help="A Python that has TRL.")
+    add("--trl-ppo-python", type=Path, metavar="PATH", help="A Python with trl==1.12.0.")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="Where (default: cpu).")
     stages = ["sft", "reward", "dpo", "ppo", "rloo", "race", "growth", "real"]
-    bench.add_argument("--stage", choices=stages)
-    bench.add_argument(
-        "--size", choices=["2M", "4M", "8M", "17M", "87M", "309M"], help="of the model"
-    )
-    bench.add_argument("--bf16", action="store_true", help="multiply in bfloat16, on both sides")
-    bench.add_argument("--answers", type=int, default=0, metavar="K", help="of each ranking")
-    bench.add_argument("--steps", type=int, default=6, help="timed steps of a run (default 6)")
-    bench.add_argument("--warmup", type=int, default=2, help="steps before them (default 2)")
-    bench.add_argument("--repeats", type=int, default=3, help="runs of each side (default 3)")
-    bench.add_argument("--threads", type=int, default=1, help="of either side (default 1)")
+    add("--stage", choices=stages, help="What to measure; without it, all trainers.")
+    add("--size", choices=["2M", "4M", "8M", "17M", "87M", "309M"], help="Of the model.")
+    add("--bf16", action="store_true", help="Multiply in bfloat16, on both sides.")
+    add("--answers", type=int, default=0, metavar="K", help="Of each ranking; 0: the stage's own.")
+    add("--steps", type=int, default=6, help="Timed steps of a run (default: 6).")
+    add("--warmup", type=int, default=2, help="Steps before them (default: 2).")
+    add("--repeats", type=int, default=3, help="Runs of each side (default: 3).")
+    add("--threads", type=int, default=1, help="Of either side (default: 1).")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code; an error of the user's is one line, code 2."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        # What a terminal cannot show must not end a command; notebooks have streams of their own.
+        with contextlib.suppress(AttributeError, OSError):
+            stream.reconfigure(errors="replace")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in TRAINERS:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        if options.command in TRAINERS:
-            return _train(options.command, rest)
-        if options.command == "ladder":
-            _ladder(options)
-        elif options.command == "build":
-            from rlhf_edu.build import build
-
-            build(options.only)
-        elif options.command == "experiment":
-            print(_experiment(options.name).run(options.seeds))
-        elif options.command == "bench":
-            print(_bench(options))
-        elif options.command == "findings":
-            from rlhf_edu.experiments.findings import findings
-
-            print(findings())
-        elif options.command == "notebooks":
-            _notebooks(options)
-        else:
-            from rlhf_edu.chat import chat
-
-            chat(options.stage, options.prompt, options.greedy)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        with _quiet_stop():
+            code = _run(options, rest, parser)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:  # as after `| head`: nobody reads any longer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError as error:
+        print(f"rlhf_edu: {error or 'out of memory'}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"rlhf_edu: {error}", file=sys.stderr)
-        return 2
+    return 2
+
+
+@contextlib.contextmanager
+def _quiet_stop() -> Iterator[None]:
+    """Take Ctrl-C as the end, without a traceback, also where a trainer would go on after it."""
+
+    def stop(*_: Any) -> None:
+        sys.exit(130)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == 130:
+            print("\nrlhf_edu: stopped", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run(options: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> int:
+    if options.command is None:
+        parser.print_help()
+    elif options.command in TRAINERS:
+        return _train(options.command, rest)
+    elif options.command == "ladder":
+        _ladder(options)
+    elif options.command == "build":
+        from rlhf_edu.build import build
+
+        build(options.only)
+    elif options.command == "experiment":
+        print(_experiment(options.name).run(options.seeds))
+    elif options.command == "bench":
+        print(_bench(options))
+    elif options.command == "findings":
+        from rlhf_edu.experiments.findings import findings
+
+        print(findings())
+    elif options.command == "notebooks":
+        _notebooks(options)
+    else:
+        from rlhf_edu.chat import chat
+
+        chat(options.stage, options.prompt, options.greedy)
     return 0
 
 
@@ -139,10 +188,12 @@ def _ladder(options: argparse.Namespace) -> None:
 
     ladder = Ladder(options.seed, options.world_seed, options.from_scratch)
     report = ladder.run()
-    print(table(report))
-    print(side_by_side(ladder.answers))
-    if options.json:
-        write_text(options.json, json.dumps(report, indent=1) + "\n")
+    try:  # the file first: a terminal can fail too, and neither may lose what took minutes
+        if options.json:
+            write_text(options.json, json.dumps(report, indent=1) + "\n")
+    finally:
+        print(table(report))
+        print(side_by_side(ladder.answers))
 
 
 def _train(command: str, rest: list[str]) -> int:

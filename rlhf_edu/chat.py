@@ -1,5 +1,7 @@
 """Talk to the shipped models: `python -m rlhf_edu chat [--stage …] [--prompt TEXT]`."""
 
+import contextlib
+
 from rlhf_edu import data_folder
 from rlhf_edu.evaluation import MAX_NEW_TOKENS
 from rlhf_edu.generation import generate
@@ -29,11 +31,13 @@ def chat(stage: str | None = None, prompt: str | None = None, greedy: bool = Fal
         _answer(loaded, prompt, greedy)
         return
     print("Type a question, for example: Where does the otter live?  (an empty line ends)")
-    while text := input("> ").strip():
-        _answer(loaded, text, greedy)
+    with contextlib.suppress(EOFError):  # Ctrl-D
+        while text := input("> ").strip():
+            _answer(loaded, text, greedy)
 
 
 def _answer(loaded: dict[str, tuple], text: str, greedy: bool) -> None:
+    text = text.encode(errors="replace").decode()  # bytes that are no UTF-8 came as surrogates
     for name, (model, tokenizer) in loaded.items():
         temperature = 0.0 if greedy else 1.0
         rollout = generate(model, tokenizer, [text], MAX_NEW_TOKENS, temperature)

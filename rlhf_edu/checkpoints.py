@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import write_text
-from rlhf_edu.models import replace_folder
+from rlhf_edu.models import new_folder
 from rlhf_edu.parallel import is_main
 from rlhf_edu.training import Record
 
@@ -24,8 +23,10 @@ from rlhf_edu.training import Record
 WITHOUT_EFFECT = "checkpoint_every checkpoint_folder same_start max_kl max_constant_steps".split()
 WITHOUT_EFFECT += ["micro_batch"]  # but for rounding
 
-# What reading a damaged file can raise.
-BROKEN = (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError)
+# What reading a damaged folder can raise.
+BROKEN = (OSError, LookupError, TypeError, json.JSONDecodeError, UnicodeDecodeError)
+BROKEN += (AttributeError, RuntimeError, SafetensorError)
+CHECKSUMS = "checksums.json"
 
 
 def fingerprint(thing: Any) -> str:
@@ -41,8 +42,33 @@ def fingerprint(thing: Any) -> str:
     return hashlib.sha256(json.dumps(thing, default=plain).encode()).hexdigest()[:16]
 
 
+def checksum(path: str | Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files."""
+    path, found = Path(path), hashlib.sha256()
+    if path.is_dir():
+        sums = {
+            str(file.relative_to(path)): checksum(file)
+            for file in path.rglob("*")
+            if file.is_file()
+        }
+        return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def saved_steps(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest last."""
+    return sorted(folder.glob("step_*"), key=lambda path: (len(path.name), path.name))
+
+
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _name(steps: int) -> str:
+    return f"step_{steps:05d}"
 
 
 class Checkpoint:
@@ -55,6 +81,7 @@ class Checkpoint:
         state.safetensors                   trained weights, AdamW's moments, the random generator
         history.json                        the records so far
         run.json                            which run this is, and the prompts still to be drawn
+        checksums.json                      of all these files, so that damage is noticed
 
     Training begins with `resume` and ends each step with `save_if_due`. The checkpoint of a run
     with other settings, data or first weights is refused, so it is always safe to start again.
@@ -104,14 +131,11 @@ class Checkpoint:
         self.run = self._describe_run()  # now, while the weights are those that the run began with
         for half_written in folder.glob(".step_*"):
             shutil.rmtree(half_written, ignore_errors=True)
-        saved = sorted(folder.glob("step_*"), key=lambda path: (len(path.name), path.name))
+        saved = saved_steps(folder)
         if not saved:
             return []
         try:
-            run = json.loads((saved[-1] / "run.json").read_text(encoding="utf-8"))
-            self._require_same_run(run, folder)
-            history = json.loads((saved[-1] / "history.json").read_text(encoding="utf-8"))
-            self._restore(load_file(saved[-1] / "state.safetensors"), run["queue"])
+            history = self._read(saved[-1])
         except BROKEN as error:
             raise RuntimeError(
                 f"the checkpoint {saved[-1]} is broken ({type(error).__name__}: {error}); delete "
@@ -120,15 +144,33 @@ class Checkpoint:
         self.first_step = len(history)
         return history
 
+    def _read(self, folder: Path) -> list[Record]:
+        """Put everything back as it was when a checkpoint was written; returns its history."""
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        for name, wanted in sums.items():
+            if checksum(folder / name) != wanted:
+                raise OSError(f"{name} is not what was written")
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        self._require_same_run(run, folder.parent)
+        history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        if folder.name != _name(len(history)):
+            raise OSError(f"history.json has {len(history)} steps")
+        self._restore(load_file(folder / "state.safetensors"), run["queue"])
+        return history
+
     def note(self, step: int) -> Record:
         """What the record of a step says about step 0 when the run goes on after a checkpoint."""
         if step == 0 or step != self.first_step:
             return {}
         return {"step_0": f"skipped: the run goes on from a checkpoint after {step} steps"}
 
-    def save_if_due(self, history: list[Record]) -> None:
-        """Write a checkpoint after every `checkpoint_every` steps."""
-        if self.active and is_main() and len(history) % self.config.checkpoint_every == 0:
+    def save_if_due(self, history: list[Record], last: bool = False) -> None:
+        """Write a checkpoint after every `checkpoint_every` steps, and after the last one.
+
+        So no step is lost if what comes after training fails, as on a full disk.
+        """
+        due = last or len(history) % (self.config.checkpoint_every or 1) == 0
+        if self.active and is_main() and due:
             self.save(history)
 
     def save(self, history: list[Record]) -> None:
@@ -137,27 +179,19 @@ class Checkpoint:
         Raises:
             OSError: it cannot be written, as when the disk is full.
         """
-        folder = Path(self.config.checkpoint_folder) / f"step_{len(history):05d}"
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-        try:
-            # Without adapters' look at the hub, whether the base has the same vocabulary there.
-            adapters = hasattr(self.model, "get_base_model")
-            options = {"save_embedding_layers": False} if adapters else {}
-            self.model.save_pretrained(temporary, **options)
+        # Without adapters' look at the hub, whether the base has the same vocabulary there.
+        adapters = hasattr(self.model, "get_base_model")
+        options = {"save_embedding_layers": False} if adapters else {}
+        with new_folder(Path(self.config.checkpoint_folder) / _name(len(history))) as place:
+            self.model.save_pretrained(place, **options)
             if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(temporary)
-            save_file(self._state(), temporary / "state.safetensors")
-            write_text(temporary / "history.json", json.dumps(history, indent=1))
+                self.tokenizer.save_pretrained(place)
+            save_file(self._state(), place / "state.safetensors")
+            write_text(place / "history.json", json.dumps(history, indent=1))
             run = self.run | {"queue": self.queue}
-            write_text(temporary / "run.json", json.dumps(run, indent=1))
-            replace_folder(temporary, folder)
-        except (OSError, SafetensorError) as error:
-            raise OSError(
-                f"the checkpoint {folder} was not written ({error}); make room and start again: "
-                "training goes on from the checkpoint before"
-            ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            write_text(place / "run.json", json.dumps(run, indent=1))
+            sums = {file.name: checksum(file) for file in place.iterdir() if file.is_file()}
+            write_text(place / CHECKSUMS, json.dumps(sums, indent=1))
 
     def _describe_run(self) -> Record:
         """What must be the same for a run to be the same."""

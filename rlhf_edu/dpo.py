@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -25,11 +26,13 @@ from rlhf_edu.training import (
     Record,
     check_logprobs,
     make_optimizer,
+    number_of_batches,
     plan_batches,
     report,
     require_agreement,
     require_between,
     require_checkpoints,
+    require_numbers,
     require_positive,
     require_some,
     require_sound,
@@ -49,22 +52,22 @@ class DPOConfig:
 
     Attributes:
         beta: reward per nat of log-ratio; the tau of IPO. Larger stays nearer to the reference.
-        loss: one of `LOSSES`.
+        loss: which loss, see `losses.py`.
         label_smoothing: how probably a label is wrong; for "dpo" alone.
         lr: peak learning rate; a cosine to a tenth follows.
         batch_size: prompts per step, each with all of its answers.
         epochs: passes over the prompts.
         warmup: steps in which the learning rate rises.
-        weight_decay: of AdamW.
+        weight_decay: how strongly AdamW pulls the matrices to 0.
         max_norm: the gradient is clipped to this norm.
         max_answer_tokens: an answer that was cut off anyway is read up to here.
         bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
         micro_batch: hold the activations of so many prompts with their answers at once; the
             backward pass computes them again. 0: of all. See `economy.micro_batches`.
-        seed: of the order of the prompts.
+        seed: of the random order of the prompts.
         same_start: policy and reference start as the same model, and step 0 checks that they do.
-        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
-            run whose folder holds a checkpoint of it goes on from there.
+        checkpoint_every: save the state after so many steps, and after the last one; 0: never.
+        checkpoint_folder: where. A run whose folder holds a checkpoint of it goes on from there.
     """
 
     beta: float = 0.1
@@ -85,9 +88,10 @@ class DPOConfig:
     checkpoint_folder: str | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_positive(self, "beta", "lr", "batch_size", "epochs", "max_norm")
         require_positive(self, "max_answer_tokens")
-        require_between(self, 0, float("inf"), "warmup", "weight_decay")
+        require_between(self, 0, float("inf"), "warmup", "weight_decay", "micro_batch")
         require_between(self, 0, 0.5, "label_smoothing")
         require_checkpoints(self)
         if self.loss not in LOSSES:
@@ -232,7 +236,8 @@ def train_dpo(
 
     Raises:
         ValueError: there are no rankings, or no two different answers that are not tied.
-        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
+        RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
+            `training.require_progress` stopped the run.
     """
     config = config or DPOConfig()
     groups = make_groups(tokenizer, rankings, config.max_answer_tokens)
@@ -244,11 +249,12 @@ def train_dpo(
         references = reference_sums(reference, tokenizer, groups)
     optimizer = make_optimizer(policy.parameters(), config.lr, config.weight_decay)
     plan = plan_batches(sizes, config.batch_size, config.epochs, config.seed)
+    steps = config.epochs * number_of_batches(len(groups), config.batch_size)
     saved = Checkpoint(config, policy, {"policy": optimizer}, groups, tokenizer, [reference])
     history = saved.resume()
     start = started(history)
     with contextlib.suppress(KeyboardInterrupt):
-        for epoch, chosen in plan[len(history) :]:
+        for epoch, chosen in islice(plan, len(history), None):
             # 1. Log-probs of all answers; each is read once, whatever the number of its pairs.
             step = len(history)
             mine, weight = share_of_batch(chosen, lambda i: len(groups[i].pairs))
@@ -263,7 +269,7 @@ def train_dpo(
             loss = weight * loss
 
             # 3. Move it a little further.
-            lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
+            lr = config.lr * warmup_cosine(step, steps, config.warmup)
             norm = update(optimizer, loss, lr, config.max_norm)
 
             # 4. Report and save.
@@ -271,7 +277,7 @@ def train_dpo(
             record |= _diagnostics(up, down, *pairs[:2])
             record |= {"seconds": time.perf_counter() - start, **note}
             report(history, record, on_step)
-            saved.save_if_due(history)
+            saved.save_if_due(history, last=len(history) == steps)
     return policy, history
 
 

@@ -7,8 +7,6 @@ opens a trained policy without this package.
 """
 
 import copy
-import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_edu.models import RolesOfModels, replace_folder, scalar_head
+from rlhf_edu.models import RolesOfModels, new_folder, scalar_head
 
 LINEAR = (nn.Linear, Conv1D)  # GPT-2 stores its linear layers as Conv1D
 HEADS = ("score", "classifier")  # what Llama and GPT-2 call a reward model's head
@@ -187,19 +185,17 @@ def load_adapter(folder: str | Path) -> Adapter:
 
 
 def save_adapter(adapter: Adapter, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save adapter and tokenizer as a peft folder, all or nothing; an older folder is replaced."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    """Save adapter and tokenizer as a peft folder, all or nothing; an older folder is replaced.
+
+    Raises:
+        OSError: it cannot be written, as when the disk is full.
+    """
     config = copy.deepcopy(adapter.config)
     config.inference_mode = True
-    try:
-        config.save_pretrained(str(temporary))
-        save_file(adapter.weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        tokenizer.save_pretrained(temporary)
-        replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(folder) as place:
+        config.save_pretrained(str(place))
+        save_file(adapter.weights, place / WEIGHTS_FILE, metadata={"format": "pt"})
+        tokenizer.save_pretrained(place)
 
 
 # --- four roles on one backbone ------------------------------------------------------------------
@@ -306,4 +302,8 @@ def _attach_head(model: PreTrainedModel, adapters: Sequence[Adapter]) -> None:
         )
     weight = adapters[0].head["weight"]
     name = next(part for part in HEADS if any(f".{part}." in key for key in adapters[0].weights))
-    setattr(model, name, nn.Linear(weight.shape[1], 1, dtype=weight.dtype, device=model.device))
+    head = nn.Linear(weight.shape[1], 1, dtype=weight.dtype, device=model.device)
+    # Never used, but part of the model, which has to be the same in every process.
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    setattr(model, name, head)

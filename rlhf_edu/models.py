@@ -7,10 +7,11 @@ too: with dropout a policy would not agree with itself between rollout and updat
 Shapes: B rows, P prompt tokens, R response tokens, T tokens in all, V words of the vocabulary.
 """
 
+import contextlib
 import copy
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Protocol, TypeVar
 
 import torch
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -178,25 +180,50 @@ def save_model(
     `card` becomes the folder's README. A reward model's head is stored in fp32, the rest in
     `dtype`. The model passed in does not change: call `round_weights` first if it is to be the
     same as the saved one.
+
+    Raises:
+        OSError: it cannot be written, as when the disk is full.
     """
     stored = copy.deepcopy(model).to(dtype)
     if stored.config.num_labels == 1:
         scalar_head(stored).load_state_dict(scalar_head(model).state_dict(), assign=True)
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        stored.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    with new_folder(folder) as place:
+        stored.save_pretrained(place)
+        tokenizer.save_pretrained(place)
         if card is not None:
-            Path(temporary, "README.md").write_text(card, encoding="utf-8")
-        replace_folder(temporary, folder)
+            Path(place, "README.md").write_text(card, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A place to write a folder, all or nothing; it takes the place of an older one at the end.
+
+    Raises:
+        OSError: it cannot be written, as when the disk is full; the older one is still there.
+    """
+    folder = Path(folder)
+    new = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        _replace_folder(new, folder)
+    except Exception as error:
+        # What a failed write raises: in `tokenizers` a bare Exception.
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
+            raise
+        said = str(error).strip().split("\n")[0]
+        raise OSError(f"{folder} was not written ({said}); make room and start again") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
-def replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`, taking the place of a folder that is there already."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+def _replace_folder(new: Path, folder: Path) -> None:
+    for path in new.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())  # or a power cut could leave a folder of empty files
+    old = new.with_name(f"{new.name}.old")
     if folder.exists():
         os.replace(folder, old)
     os.replace(new, folder)

@@ -35,6 +35,8 @@ from rlhf_edu.training import (
     report,
     require_agreement,
     require_between,
+    require_finite,
+    require_numbers,
     require_positive,
     require_some,
     require_sound,
@@ -55,28 +57,32 @@ class PPOConfig:
         batch_size: episodes (prompts with answers) per rollout.
         minibatch: episodes per optimiser step.
         epochs: passes over a rollout; InstructGPT made one.
-        lr, critic_lr: of policy and critic, constant after the warm-up.
+        lr: learning rate of the policy, constant after the warm-up.
+        critic_lr: learning rate of the critic, likewise.
         warmup: steps in which the learning rates rise from a tenth.
         beta: price of one nat of KL to the reference, in points of reward.
-        clip, value_clip: how far the ratio, and the value, may move at once.
-        discount, lam: of generalised advantage estimation.
-        missing_eos_penalty: for answers that did not end, see `losses.penalise_missing_end`.
+        clip: how far the ratio may move at once.
+        value_clip: how far a value may move at once.
+        discount: gamma of generalised advantage estimation; what a reward a token later is worth.
+        lam: lambda of generalised advantage estimation.
+        missing_eos_penalty: taken from the score of an answer that did not end.
         temperature: of sampling, and of all log-probs.
-        max_new_tokens: longest answer.
+        max_new_tokens: tokens of the longest answer.
         ptx_coef: gamma of InstructGPT Eq. 2, the weight of pretraining text; 0: plain PPO.
         ptx_blocks: blocks of pretraining text per minibatch.
-        max_norm: of gradient clipping.
+        max_norm: gradients are clipped to this norm.
         bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
         micro_batch: hold the activations of so many episodes, or blocks of text, at once; the
             backward pass computes them again. 0: of all. See `economy.micro_batches`.
-        seed: of prompts, samples and minibatches.
+        seed: of the random prompts, samples and minibatches.
         same_start: policy and reference start as the same model, and step 0 checks that they do.
         max_kl: stop when a rollout is more nats per answer from the reference; None: ten for each
             of max_new_tokens, or no limit where beta is 0 and the policy is meant to run away.
         max_constant_steps: stop after so many rollouts in which all answers score the same; 0:
             never.
-        checkpoint_every, checkpoint_folder: save after so many steps, and where; None: never. A
-            run whose folder holds a checkpoint of it goes on from there.
+        checkpoint_every: save the state after so many steps, and after the last one; 0: never.
+        checkpoint_folder: where; None: nowhere. A run whose folder holds a checkpoint of it
+            goes on from there.
     """
 
     steps: int = 60
@@ -107,10 +113,13 @@ class PPOConfig:
     checkpoint_folder: str | Path | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_positive(self, "steps", "batch_size", "minibatch", "epochs", "lr", "critic_lr")
-        require_positive(self, "temperature", "max_new_tokens", "ptx_blocks", "checkpoint_every")
+        require_positive(self, "temperature", "max_new_tokens", "ptx_blocks", "max_norm")
+        require_positive(self, "clip", "value_clip")
         require_between(self, 0, float("inf"), "beta", "missing_eos_penalty", "ptx_coef", "warmup")
-        require_between(self, 0, float("inf"), "max_constant_steps")
+        require_between(self, 0, float("inf"), "max_constant_steps", "micro_batch")
+        require_between(self, 0, float("inf"), "checkpoint_every")
         require_between(self, 0, 1, "discount", "lam")
         if self.max_kl is not None:
             require_positive(self, "max_kl")
@@ -143,8 +152,11 @@ def evaluate_rollout(roles: Roles, rollout: Rollout, config: PPOConfig) -> Exper
     """Phase two of a PPO step: reward, KL penalty, value and advantage of every token."""
     with economy(config, roles.policy):
         logprobs, reference, values, scores = _look_at(roles, rollout, config.temperature)
-    penalised = penalise_missing_end(scores, rollout.ended, config.missing_eos_penalty)
     mask = rollout.mask
+    advice = "look at the reward model; a lower learning rate does not help"
+    require_finite(scores.sum().item(), "the sum of the reward model's scores", advice)
+    require_finite(masked_sum(values, mask).sum().item(), "the sum of the critic's values")
+    penalised = penalise_missing_end(scores, rollout.ended, config.missing_eos_penalty)
     rewards = shaped_rewards(penalised, logprobs, reference, mask, config.beta)
     advantages, returns = gae(rewards, values, mask, config.discount, config.lam)
     return Experience(
@@ -326,7 +338,8 @@ def train_ppo(
 
     Raises:
         ValueError: no prompts, a prompt too long, or ptx_coef without ptx_blocks.
-        RuntimeError: NaN or infinite loss, or `check_step_0` or `check_progress` stopped the run.
+        RuntimeError: NaN or infinity somewhere, or `check_step_0`, `check_progress` or
+            `training.require_progress` stopped the run.
     """
     config = config or PPOConfig()
     ids = _prepare(roles, tokenizer, prompts, config, ptx_blocks)
@@ -359,7 +372,7 @@ def train_ppo(
             record |= {"lr": config.lr * scale, "seconds": time.perf_counter() - start, **note}
             report(history, record, on_step)
             check_progress(history, config)
-            saved.save_if_due(history)
+            saved.save_if_due(history, last=step + 1 == config.steps)
     return roles, history
 
 
@@ -376,7 +389,11 @@ def _prepare(
     if config.ptx_coef and ptx_blocks is None:
         raise ValueError("train_ppo: ptx_coef is not 0, so give ptx_blocks, text to mix in")
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    require_sound(roles.policy, "train_ppo", max(map(len, ids)) + config.max_new_tokens)
+    for name in ("reference", "reward_model", "critic", "policy"):
+        model = getattr(roles, name, None)
+        if isinstance(model, torch.nn.Module):
+            longest = max(map(len, ids)) + config.max_new_tokens
+            require_sound(model, f"train_ppo, {name}", longest)
     return ids
 
 

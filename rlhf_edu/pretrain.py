@@ -1,10 +1,10 @@
 """Step 0: a tokenizer and a base model, from nothing but web pages."""
 
 import contextlib
-import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,14 @@ from rlhf_edu.training import (
     MISALIGNED,
     OnStep,
     Record,
+    about_first_loss,
     make_optimizer,
     number_of_batches,
     report,
     require_agreement,
     require_between,
     require_checkpoints,
+    require_numbers,
     require_positive,
     require_some,
     require_sound,
@@ -110,8 +112,8 @@ class PretrainConfig:
         max_norm: the gradient is clipped to this norm.
         bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
         seed: of the order of the blocks.
-        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
-            run whose folder holds a checkpoint of it goes on from there.
+        checkpoint_every: save the state after so many steps, and after the last one; 0: never.
+        checkpoint_folder: where. A run whose folder holds a checkpoint of it goes on from there.
     """
 
     lr: float = 3e-3
@@ -128,6 +130,7 @@ class PretrainConfig:
     checkpoint_folder: str | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_positive(self, "lr", "batch_size", "epochs", "max_norm")
         require_between(self, 0, float("inf"), "warmup", "weight_decay")
         require_checkpoints(self)
@@ -141,6 +144,8 @@ def next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
     The same number as `losses.ptx_loss`, faster: torch's fused function, and no copy of a slice.
     """
 
+    blocks = blocks.to(model.device)
+
     def compute(part: Tensor) -> Tensor:
         logits = model(input_ids=part[:, :-1], use_cache=False).logits
         loss = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten())
@@ -149,15 +154,11 @@ def next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
     return sum(map(frugal(compute), blocks.split(part_size(len(blocks)))))
 
 
-def plan_blocks(count: int, config: PretrainConfig) -> list[Tensor]:
-    """Every batch of a run in its order, as row numbers; shuffled anew when all were seen."""
+def plan_blocks(count: int, config: PretrainConfig) -> Iterator[Tensor]:
+    """Batches in their order, without end, as row numbers; shuffled anew when all were seen."""
     order = torch.Generator().manual_seed(config.seed)
-    per_epoch = number_of_batches(count, config.batch_size)
-    steps = config.steps or config.epochs * per_epoch
-    plan: list[Tensor] = []
-    while len(plan) < steps:
-        plan += torch.randperm(count, generator=order).split(config.batch_size)
-    return plan[:steps]
+    while True:
+        yield from torch.randperm(count, generator=order).split(config.batch_size)
 
 
 @torch.no_grad()
@@ -177,9 +178,8 @@ def check_step_0(model: PreTrainedModel, block: Tensor, loss: Tensor) -> Record:
     logprobs = model(input_ids=block[None], use_cache=False).logits[0].float().log_softmax(-1)
     wanted = -logprobs[:-1].gather(1, block[1:, None]).mean()
     require_agreement(found, wanted, limit, "the loss and that of the next tokens", MISALIGNED)
-    guess = math.log(model.config.vocab_size)
-    numbers = f"first loss {loss.item():.3f} nats, an even guess has {guess:.3f}"
-    return {"step_0": f"ok: the loss is of the next token; {numbers}"}
+    verdict, numbers = about_first_loss(loss.item(), model.config.vocab_size)
+    return {"step_0": f"{verdict}: the loss is of the next token; {numbers}"}
 
 
 def pretrain(
@@ -205,20 +205,21 @@ def pretrain(
 
     Raises:
         ValueError: there are no blocks, or they are longer than the model can read.
-        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
+        RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
+            `training.require_progress` stopped the run.
     """
     config = config or PretrainConfig()
     require_some(blocks, "pretrain", "blocks")
     require_sound(model, "pretrain", blocks.shape[1])
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay, config.betas)
-    plan = plan_blocks(len(blocks), config)
+    steps = config.steps or config.epochs * number_of_batches(len(blocks), config.batch_size)
     saved = Checkpoint(config, model, {"model": optimizer}, blocks, tokenizer)
     history = saved.resume()
     start, tokens = started(history), history[-1]["tokens"] if history else 0
     with contextlib.suppress(KeyboardInterrupt):
-        for rows in plan[len(history) :]:
+        for rows in islice(plan_blocks(len(blocks), config), len(history), steps):
             # 1. Take the next blocks.
-            step, batch = len(history), blocks[rows]
+            step, batch = len(history), blocks[rows].to(model.device)
             mine, weight = share_of_batch(batch, lambda block: 1)
 
             # 2. How surprised is the model by each next token?
@@ -227,7 +228,7 @@ def pretrain(
             note = saved.note(step) if step else check_step_0(model, mine[0], loss)
 
             # 3. Make it a little less surprised.
-            lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
+            lr = config.lr * warmup_cosine(step, steps, config.warmup)
             norm = update(optimizer, loss, lr, config.max_norm)
 
             # 4. Report and save.
@@ -235,7 +236,7 @@ def pretrain(
             record = {"step": step, **totals(loss=loss), "lr": lr, "norm": norm, "tokens": tokens}
             record |= {"seconds": time.perf_counter() - start, **note}
             report(history, record, on_step)
-            saved.save_if_due(history)
+            saved.save_if_due(history, last=len(history) == steps)
     return model, history
 
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -31,11 +32,13 @@ from rlhf_edu.training import (
     OnStep,
     Record,
     make_optimizer,
+    number_of_batches,
     plan_batches,
     report,
     require_agreement,
     require_between,
     require_checkpoints,
+    require_numbers,
     require_positive,
     require_some,
     require_sound,
@@ -56,16 +59,16 @@ class RewardConfig:
         batch_size: prompts per step, each with all of its answers.
         epochs: one or two; a reward model that sees its comparisons often learns them by heart.
         warmup: steps in which the learning rate rises.
-        weight_decay: of AdamW.
+        weight_decay: how strongly AdamW pulls the matrices to 0.
         max_norm: the gradient is clipped to this norm.
         max_answer_tokens: an answer that was cut off anyway is read up to here; one that has an
             end is always read to its end.
         bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
         micro_batch: hold the activations of so many prompts with their answers at once; the
             backward pass computes them again. 0: of all. See `economy.micro_batches`.
-        seed: of the order of the prompts.
-        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
-            run whose folder holds a checkpoint of it goes on from there.
+        seed: of the random order of the prompts.
+        checkpoint_every: save the state after so many steps, and after the last one; 0: never.
+        checkpoint_folder: where. A run whose folder holds a checkpoint of it goes on from there.
     """
 
     lr: float = 5e-4
@@ -82,8 +85,9 @@ class RewardConfig:
     checkpoint_folder: str | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_positive(self, "lr", "batch_size", "epochs", "max_norm", "max_answer_tokens")
-        require_between(self, 0, float("inf"), "warmup", "weight_decay")
+        require_between(self, 0, float("inf"), "warmup", "weight_decay", "micro_batch")
         require_checkpoints(self)
 
 
@@ -199,7 +203,8 @@ def train_reward(
 
     Raises:
         ValueError: there are no rankings, or no two different answers that are not tied.
-        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
+        RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
+            `training.require_progress` stopped the run.
     """
     config = config or RewardConfig()
     require_tokens(tokenizer, "train_reward")
@@ -209,11 +214,13 @@ def train_reward(
     require_sound(model, "train_reward", max(lengths))
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
     plan = plan_batches(lengths, config.batch_size, config.epochs, config.seed)
+    per_epoch = number_of_batches(len(lengths), config.batch_size)
+    steps = config.epochs * per_epoch
     saved = Checkpoint(config, model, {"model": optimizer}, groups, tokenizer)
     history = saved.resume()
     start = started(history)
     with contextlib.suppress(KeyboardInterrupt):
-        for epoch, rows in plan[len(history) :]:
+        for epoch, rows in islice(plan, len(history), None):
             # 1. Score all answers to some prompts, each of them once.
             step = len(history)
             part, weight = share_of_batch([groups[i] for i in rows], lambda group: 1)
@@ -225,17 +232,17 @@ def train_reward(
                 note = saved.note(step) if step else check_step_0(model, tokenizer, part, loss)
 
             # 3. Make them likelier.
-            lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
+            lr = config.lr * warmup_cosine(step, steps, config.warmup)
             norm = update(optimizer, loss, lr, config.max_norm)
 
             # 4. Report and save.
             record = {"step": step, "epoch": epoch, **totals(loss=loss), "lr": lr, "norm": norm}
             right, pairs = pair_accuracy(got.detach(), wanted)
-            if validation and (step + 1) % (len(plan) // config.epochs) == 0:
+            if validation and (step + 1) % per_epoch == 0:
                 record |= _validate(model, tokenizer, validation)
             record |= {"accuracy": right / pairs, "seconds": time.perf_counter() - start, **note}
             report(history, record, on_step)
-            saved.save_if_due(history)
+            saved.save_if_due(history, last=len(history) == steps)
     return model, history
 
 

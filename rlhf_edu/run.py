@@ -13,11 +13,14 @@ A run has a folder, and goes on where it was stopped when its command is given a
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import io
 import json
+import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,9 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from rlhf_edu import __version__
+from rlhf_edu.checkpoints import checksum, saved_steps
 from rlhf_edu.data import Demonstration, Ranking, write_text
-from rlhf_edu.dpo import DPOConfig, train_dpo
+from rlhf_edu.dpo import LOSSES, DPOConfig, train_dpo
 from rlhf_edu.formats import (
     Loaded,
     leave_out_long,
@@ -46,6 +50,7 @@ from rlhf_edu.lora import Adapter, LoraRoles, new_adapter, put_on, save_adapter,
 from rlhf_edu.models import (
     RolesOfModels,
     SeparateRoles,
+    encode_prompt,
     limit_prompts,
     round_weights,
     save_model,
@@ -66,7 +71,7 @@ from rlhf_edu.sources import (
     scalar_model,
     source_tokenizer,
 )
-from rlhf_edu.training import Record
+from rlhf_edu.training import Record, require_tokens
 
 CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig}
 # Real answers are longer than those of the tiny web.
@@ -75,6 +80,8 @@ DEFAULTS = {"checkpoint_every": 50, "max_answer_tokens": 128, "max_new_tokens": 
 WITHOUT_FLAG = ("checkpoint_folder", "ptx_coef", "same_start")
 # Options that may change when a run goes on.
 FREE = ("out", "device", "checkpoint_every", "hub", "micro_batch")
+# Options that change nothing without another one.
+NEEDS = {"rank": "lora", "ptx_tokens": "ptx_data", "ptx_blocks": "ptx_data"}
 SAMPLES = 4
 
 
@@ -82,46 +89,89 @@ SAMPLES = 4
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m rlhf_edu {command}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    about = (
+        "Train, in a folder of its own. Every step says how long it took; the same command goes on "
+        "where a run was stopped."
     )
-    add = parser.add_argument
-    add("--model", required=True, help="a model's or adapter's folder, a run's, or a hub id")
-    add(
-        "--data",
-        required=True,
-        help="a file (.json, .jsonl, .csv, .parquet), a folder of them, or a hub id",
-    )
-    add("--out", required=True, type=Path, help="the run's folder; the same command goes on there")
-    add("--lora", action="store_true", help="train an adapter, not the whole network")
-    add("--rank", type=int, default=16, help="of a new adapter")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
-    add("--prompt-format", default="auto", choices=PROMPT_FORMATS, help="chat template or plain")
-    add("--max-prompt-tokens", type=int, default=256, help="longer prompts are left out")
-    add("--limit", type=int, help="read so many rows at most")
-    add("--hub", action="store_true", help="models and data may come from the Hugging Face hub")
+    prog = f"python -m rlhf_edu {command}"
+    parser = argparse.ArgumentParser(prog=prog, description=about, allow_abbrev=False)
+
+    def add(flag: str, text: str, default: Any = None, **more: Any) -> None:
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        more |= {"type": type(default)} if number else {}
+        text += "" if default is None or default is False else f" (default: {default})"
+        parser.add_argument(flag, default=default, help=text.replace("%", "%%"), **more)
+
+    add("--model", "A model's, an adapter's or a run's folder, or a hub id.", required=True)
+    formats = ".json, .jsonl, .gz, .parquet, .csv or .txt"
+    add("--data", f"A file ({formats}), a folder of them, or a hub id.", required=True)
+    add("--out", "The run's folder; the same command goes on there.", required=True, type=Path)
+    add("--lora", "Train an adapter, not the whole network.", False, action="store_true")
+    add("--rank", "Of a new adapter; with --lora, and 16 without this.", type=int)
+    add("--device", "Where to compute: auto, cpu or cuda.", "auto")
+    add("--dtype", "Of the weights.", "float32", choices=["float32", "bfloat16"])
+    add("--prompt-format", "How a prompt is written down.", "auto", choices=PROMPT_FORMATS)
+    add("--max-prompt-tokens", "Longer prompts are left out.", 256)
+    add("--limit", "Read so many rows at most; without it, all.", type=int)
+    add("--hub", "Models and data may come from the Hugging Face hub.", False, action="store_true")
     if command == "ppo":
-        add("--reward-model", required=True, help="what `reward` trained, from the same base")
-        add("--ptx-data", help="text to mix in: a .txt file, or rows with `text`")
-        add("--ptx-tokens", type=int, default=128, help="tokens of a block of that text")
-        add("--gamma", type=float, default=0.0, help="weight of its gradient")
-    _add_settings(parser, CONFIGS[command])
+        add("--reward-model", "What `reward` trained, from the same base.", required=True)
+        add("--ptx-data", "Text to mix in: a .txt file, or rows with `text`.")
+        add("--ptx-tokens", "Tokens of a block of that text.", 128)
+        add("--gamma", "Weight of that text's gradient; 0 without such text.", 0.0)
+    _add_settings(add, CONFIGS[command])
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, config: type) -> None:
+def _add_settings(add: Callable[..., None], config: type) -> None:
     """A flag for every setting of a trainer, with the explanation from its docstring."""
-    explained = dict(re.findall(r"^        (\w+)(?:, \w+)?: (.+)$", config.__doc__, re.M))
+    text = explanations(config)
     for field in dataclasses.fields(config):
-        if field.name not in WITHOUT_FLAG:
-            default = DEFAULTS.get(field.name, field.default)
-            kind = {"type": float if default is None else type(default)}
-            if isinstance(default, bool):
-                kind = {"action": "store_true"}
-            flag, text = f"--{field.name.replace('_', '-')}", explained.get(field.name, " ")
-            parser.add_argument(flag, **kind, default=default, help=text.replace("%", "%%"))
+        if field.name in WITHOUT_FLAG:
+            continue
+        default, more = DEFAULTS.get(field.name, field.default), {}
+        if isinstance(default, bool):
+            more = {"action": "store_true"}
+        elif default is None:
+            more = {"type": float}
+        elif field.name == "loss":
+            more = {"choices": LOSSES}
+        add(f"--{field.name.replace('_', '-')}", text[field.name], default, **more)
+
+
+def explanations(config: type) -> dict[str, str]:
+    """What the docstring of a trainer's settings says about each of them, as whole sentences."""
+    entry = r"^    (\w+(?:, \w+)*): (.+(?:\n {8}.+)*)"
+    found = re.findall(entry, inspect.getdoc(config), re.M)
+    return {
+        name: text[0].upper() + " ".join(text[1:].split())
+        for names, text in found
+        for name in names.split(", ")
+    }
+
+
+def _options(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the options.
+
+    Raises:
+        ValueError: one is out of range, or has no effect without another.
+    """
+    parser = _parser(command)
+    options = parser.parse_args(arguments)
+    if [] in vars(options).values():  # what argparse makes of `--limit=--`
+        parser.error("-- is no value")
+    given = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(NEEDS)))
+    for name, needed in NEEDS.items():
+        if getattr(given, name) is not None and not getattr(options, needed, None):
+            flags = [f"--{each.replace('_', '-')}" for each in (name, needed)]
+            raise ValueError(f"{flags[0]} changes nothing without {flags[1]}; give both, or none")
+    lowest = {"rank": 1, "max_prompt_tokens": 1, "limit": 1, "ptx_tokens": 2}
+    for name, least in lowest.items():
+        value = getattr(options, name, None)
+        if value is not None and not least <= value < 2**63:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be at least {least}, and fit in 64 bits, not {value}")
+    return options
 
 
 def _config(command: str, options: argparse.Namespace) -> Any:
@@ -137,7 +187,10 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: torch sees no such device here; choose auto or cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except (RuntimeError, UnicodeError):
+        raise ValueError(f"--device {ascii(name)} is no device; choose auto, cpu or cuda") from None
 
 
 # --- a run and its folder ------------------------------------------------------------------------
@@ -157,9 +210,13 @@ class Run:
         self.dtype = getattr(torch, options.dtype)
         settings = {k: v for k, v in vars(options).items() if k not in FREE}
         self.about: Record = {"command": command, **settings}
+        files = [Path(getattr(options, name, None) or "") for name in ("data", "ptx_data")]
+        self.about["checksums"] = {str(f): checksum(f) for f in files if _is_stored(f)}
         self.done = self._claim()
         self.source = find_source(options.model)
+        self.rank = self._rank()
         self.tokenizer = source_tokenizer(self.source, options.prompt_format)
+        require_tokens(self.tokenizer, command)
         limit_prompts(self.tokenizer, options.max_prompt_tokens)
         self.history: list[Record] = []
         self.stopped = False
@@ -171,14 +228,26 @@ class Run:
             if self.out.is_file() or any(self.out.glob("[!.]*")):
                 raise ValueError(f"--out {self.out} is in use, but not by a run; choose another")
             return False
-        found = json.loads(file.read_text(encoding="utf-8"))
+        done, run = _read_about(file)
         for name, value in self.about.items():
-            if found["run"].get(name) != value:
+            if name == "checksums" and run.get(name) != value:
+                changed = ", ".join(f for f in value if run.get(name, {}).get(f) != value[f])
                 raise ValueError(
-                    f"{self.out} holds another run: {name} was {found['run'].get(name)}, and is "
+                    f"{self.out} holds another run: {changed} was another file when it began; "
+                    "choose another --out, or delete this one to start anew"
+                )
+            if run.get(name) != value:
+                raise ValueError(
+                    f"{self.out} holds another run: {name} was {run.get(name)}, and is "
                     f"{value} now; choose another --out, or delete this one to start anew"
                 )
-        return found["done"]
+        for name in ("model", "critic") if self.command == "ppo" else ("model",):
+            if done and not any((self.out / name).glob("*.safetensors")):
+                raise ValueError(
+                    f"{file} says that the run is done, but {self.out / name} is gone; choose "
+                    "another --out, or delete this one to start anew"
+                )
+        return done
 
     def note(self, done: bool, **more: Any) -> None:
         """Write run.json."""
@@ -195,7 +264,7 @@ class Run:
         loaded = loader(self.options.data, self.options.limit)
         longest = self.options.max_prompt_tokens, max_answer_tokens
         leave_out_long(loaded, self.tokenizer, *longest)
-        print(loaded)
+        say(loaded)
         self.data = {"rows": loaded.rows, "format": loaded.format, "used": len(loaded.records)}
         self.data["left_out"] = dict(loaded.dropped)
         self.note(done=False, data=self.data)
@@ -218,7 +287,19 @@ class Run:
     def _with_adapter(self, model: PreTrainedModel) -> PeftModel:
         if self.source.adapter:
             return put_on(model, self.source.adapter)
-        return new_adapter(model, self.options.rank, seed=self.config.seed)
+        return new_adapter(model, self.rank, seed=self.config.seed)
+
+    def _rank(self) -> int:
+        """The rank of the adapter to be trained; 0 without one."""
+        wanted, adapter = self.options.rank, self.source.adapter
+        if not self.options.lora or adapter is None:
+            return (wanted or 16) * self.options.lora
+        if wanted not in (None, adapter.config.r):
+            raise ValueError(
+                f"--rank {wanted} is of a new adapter, but {self.source.name} is an adapter of "
+                f"rank {adapter.config.r}, which is trained on; leave --rank out"
+            )
+        return adapter.config.r
 
     def step(self, record: Record) -> None:
         """Add a record to history.jsonl, after those up to the checkpoint."""
@@ -226,15 +307,14 @@ class Run:
             return
         file = self.out / "history.jsonl"
         if not self.history:
-            lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-            write_text(file, "".join(line + "\n" for line in lines[: record["step"]]))
+            found = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+            write_text(file, "".join(found.splitlines(keepends=True)[: record["step"]]))
         self.history.append(record)
         with open(file, "a", encoding="utf-8", newline="\n") as stream:
             stream.write(json.dumps(record) + "\n")
-        print(_line(record), flush=True)
+        say(_line(record))
         # A checkpoint is several times a model; one to go on from, and one in case that is broken.
-        saved = (self.out / "checkpoints").glob("step_*")
-        for old in sorted(saved, key=lambda path: (len(path.name), path.name))[:-2]:
+        for old in saved_steps(self.out / "checkpoints")[:-2]:
             shutil.rmtree(old, ignore_errors=True)
 
     def finish(
@@ -242,7 +322,7 @@ class Run:
     ) -> None:
         """Save everything and note that the run is done; not if it was stopped half-way."""
         if self.stopped:
-            print(f"stopped after {len(history)} steps; the same command goes on")
+            say(f"stopped after {len(history)} steps; the same command goes on")
         if self.stopped or not is_main():
             return
         for name, model in trained.items():
@@ -251,7 +331,7 @@ class Run:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_text(self.out / f"{name}.jsonl", text)
         self.note(done=True, data=self.data, steps=len(history))
-        print(f"done: {self.out / 'model'}")
+        say(f"done: {self.out / 'model'}")
 
     def _save(self, model: PreTrainedModel | Adapter, folder: Path) -> None:
         if isinstance(model, PeftModel):
@@ -264,7 +344,35 @@ class Run:
     def answers(self, model: PreTrainedModel, prompts: Sequence[str]) -> list[str]:
         """Sampled answers to a few prompts."""
         limit = getattr(self.config, "max_new_tokens", None) or self.options.max_answer_tokens
+        context = getattr(model.config, "max_position_embeddings", None) or float("inf")
+        longest = max(len(encode_prompt(self.tokenizer, prompt)) for prompt in prompts)
+        limit = max(1, min(limit, context - longest))
         return generate(model, self.tokenizer, prompts, limit).texts(self.tokenizer)
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether a path is a file, or a folder that `datasets` saved, and no pipe or hub id."""
+    return path.is_file() or (path / "dataset_info.json").is_file()
+
+
+def _read_about(file: Path) -> tuple[bool, Record]:
+    """From run.json whether the run is done, and which one it is."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return bool(found["done"]), dict(found["run"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} is broken ({type(error).__name__}: {error}); choose another --out, or delete "
+            "this one to start anew"
+        ) from None
+
+
+def say(text: Any) -> None:
+    """Print a line. If nobody reads any longer, as after `| head`, training goes on in silence."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _line(record: Record) -> str:
@@ -337,7 +445,7 @@ def _ppo(run: Run) -> None:
         raise ValueError("ppo: --ptx-data and --gamma go together; give both or neither")
     prompts: list[str] = run.load(load_prompts, run.config.max_new_tokens)
     shown, expected = prompts[:SAMPLES], _ledger(run)
-    print(f"memory: about {expected.peak / GB:.1f} GB at most")
+    say(f"memory: about {expected.peak / GB:.1f} GB at most")
     with explained(expected):
         roles = _roles(run)
         before = run.answers(roles.policy, shown)
@@ -359,7 +467,7 @@ def _ledger(run: Run) -> Ledger:
     at_once = run.config.micro_batch or run.config.minibatch
     sizes = run.config.batch_size, min(at_once, run.config.minibatch)
     lengths = run.options.max_prompt_tokens, run.config.max_new_tokens
-    return ppo_ledger(config, *sizes, *lengths, run.options.rank * run.options.lora, run.dtype)
+    return ppo_ledger(config, *sizes, *lengths, run.rank, run.dtype)
 
 
 def _roles(run: Run) -> RolesOfModels:
@@ -378,7 +486,7 @@ def _roles(run: Run) -> RolesOfModels:
     base = base_model(run.source, run.tokenizer, *loading)
     if run.source.adapter:
         return LoraRoles(base, run.source.adapter, reward.adapter)
-    fresh = new_adapter(base, run.options.rank, seed=run.config.seed)
+    fresh = new_adapter(base, run.rank, seed=run.config.seed)
     adapter = take_off(fresh)
     return LoraRoles(fresh.unload(), adapter, reward.adapter)
 
@@ -390,9 +498,7 @@ def _same(base: str, other: str) -> bool:
 
 
 def _blocks(run: Run) -> Tensor:
-    return pack(run.tokenizer, load_pages(run.options.ptx_data), run.options.ptx_tokens).to(
-        run.device
-    )
+    return pack(run.tokenizer, load_pages(run.options.ptx_data), run.options.ptx_tokens)
 
 
 def _as_saved(model: PreTrainedModel) -> PreTrainedModel:
@@ -415,22 +521,49 @@ def _stoppable(run: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped; the same command goes on")
+        say("stopped; the same command goes on")
     finally:
         signal.signal(signal.SIGINT, before)
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which the system takes back however this process ends.
+
+    Raises:
+        OSError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a", encoding="utf-8") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise OSError(f"another process trains in {folder}; wait, or choose another") from None
+        for left in folder.glob(".*.[0-9]*"):  # of processes that were killed while they wrote
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+
+
 def main(command: str, arguments: Sequence[str]) -> int:
     """Run one of the four commands; returns the exit code, 130 for a run that was stopped."""
-    options = _parser(command).parse_args(arguments)
+    options = _options(command, arguments)
     join_others()
     with contextlib.ExitStack() as stack:
         if not is_main():
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         run = Run(command, options)
         if run.done:
-            print(f"done already: {run.out / 'model'}")
+            say(f"done already: {run.out / 'model'}")
             return 0
+        if is_main():
+            stack.enter_context(_alone(run.out))
         with _stoppable(run):
             COMMANDS[command](run)
     return 130 if run.stopped else 0

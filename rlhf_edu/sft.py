@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -25,12 +26,15 @@ from rlhf_edu.parallel import share_of_batch, totals
 from rlhf_edu.training import (
     OnStep,
     Record,
+    about_first_loss,
     check_logprobs,
     make_optimizer,
+    number_of_batches,
     plan_batches,
     report,
     require_between,
     require_checkpoints,
+    require_numbers,
     require_positive,
     require_some,
     require_sound,
@@ -52,15 +56,15 @@ class SFTConfig:
         batch_size: demonstrations per step.
         epochs: passes over the demonstrations (InstructGPT took 16 and overfitted on purpose).
         warmup: steps in which the learning rate rises.
-        weight_decay: of AdamW.
+        weight_decay: how strongly AdamW pulls the matrices to 0.
         max_norm: the gradient is clipped to this norm.
         max_answer_tokens: longer answers are left out, as a cut answer would teach not to end.
         bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
         micro_batch: hold the activations of so many demonstrations at once; the
             backward pass computes them again. 0: of all. See `economy.micro_batches`.
-        seed: of the order of the demonstrations.
-        checkpoint_every, checkpoint_folder: save after so many steps, 0 = never, and where. A
-            run whose folder holds a checkpoint of it goes on from there.
+        seed: of the random order of the demonstrations.
+        checkpoint_every: save the state after so many steps, and after the last one; 0: never.
+        checkpoint_folder: where. A run whose folder holds a checkpoint of it goes on from there.
     """
 
     lr: float = 1e-3
@@ -77,8 +81,9 @@ class SFTConfig:
     checkpoint_folder: str | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_positive(self, "lr", "batch_size", "epochs", "max_norm", "max_answer_tokens")
-        require_between(self, 0, float("inf"), "warmup", "weight_decay")
+        require_between(self, 0, float("inf"), "warmup", "weight_decay", "micro_batch")
         require_checkpoints(self)
 
 
@@ -116,7 +121,8 @@ def check_step_0(
         return [row[mask] for row, mask in rows]
 
     check_logprobs(model, compute, pairs)
-    return {"step_0": f"ok: answers and their ends are scored; first loss {loss.item():.3f} nats"}
+    verdict, numbers = about_first_loss(loss.item(), model.config.vocab_size)
+    return {"step_0": f"{verdict}: answers and their ends are scored; {numbers}"}
 
 
 def train_sft(
@@ -143,7 +149,8 @@ def train_sft(
 
     Raises:
         ValueError: there are no demonstrations, all answers are too long, or what does not fit.
-        RuntimeError: step 0 is not what it must be, or loss or gradient is NaN or infinite.
+        RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
+            `training.require_progress` stopped the run.
     """
     config = config or SFTConfig()
     require_tokens(tokenizer, "train_sft")
@@ -152,11 +159,13 @@ def train_sft(
     require_sound(model, "train_sft", max(lengths))
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
     plan = plan_batches(lengths, config.batch_size, config.epochs, config.seed)
+    per_epoch = number_of_batches(len(lengths), config.batch_size)
+    steps = config.epochs * per_epoch
     saved = Checkpoint(config, model, {"model": optimizer}, pairs, tokenizer)
     history = saved.resume()
     start, tokens = started(history), history[-1]["tokens"] if history else 0
     with contextlib.suppress(KeyboardInterrupt):
-        for epoch, rows in plan[len(history) :]:
+        for epoch, rows in islice(plan, len(history), None):
             # 1. Put prompts and answers side by side.
             step, batch_tokens = len(history), sum(len(pairs[i][1]) for i in rows)
             part, weight = share_of_batch([pairs[i] for i in rows], lambda pair: len(pair[1]))
@@ -169,17 +178,17 @@ def train_sft(
                 note = saved.note(step) if step else check_step_0(model, batch, part, loss)
 
             # 3. Make it a little less surprised.
-            lr = config.lr * warmup_cosine(step, len(plan), config.warmup)
+            lr = config.lr * warmup_cosine(step, steps, config.warmup)
             norm = update(optimizer, loss, lr, config.max_norm)
 
             # 4. Report and save.
             tokens += batch_tokens
             record = {"step": step, "epoch": epoch, **totals(loss=loss), "lr": lr, "norm": norm}
-            if validation and (step + 1) % (len(plan) // config.epochs) == 0:
+            if validation and (step + 1) % per_epoch == 0:
                 record["validation_loss"] = answer_loss(model, tokenizer, validation)
             record |= {"tokens": tokens, "seconds": time.perf_counter() - start, **note}
             report(history, record, on_step)
-            saved.save_if_due(history)
+            saved.save_if_due(history, last=len(history) == steps)
     return model, history
 
 

@@ -1,8 +1,10 @@
 """What all trainers share: checks, the optimiser, schedules, batches, and step 0."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -14,9 +16,24 @@ from rlhf_edu.parallel import add_gradients
 
 Record = dict[str, Any]
 OnStep = Callable[[Record], None]
+IN_A_ROW = 3  # steps that go wrong before a run is stopped
 
 
 # --- checks before training --------------------------------------------------------------------
+
+
+def require_numbers(config: Any) -> None:
+    """Raise ValueError unless whole numbers are whole, and the others finite.
+
+    Limits may be infinite. What is larger than 64 bits is refused, as torch cannot count so far.
+    """
+    for field in dataclasses.fields(config):
+        value, said = getattr(config, field.name), f"{type(config).__name__}: {field.name} must be "
+        if field.type is int and not (isinstance(value, Integral) and -(2**63) <= value < 2**63):
+            raise ValueError(f"{said}a whole number of 64 bits, not {value}")
+        limit = field.name in ("max_norm", "max_kl") and value == math.inf
+        if field.type is float and not (isinstance(value, Real) and math.isfinite(value) or limit):
+            raise ValueError(f"{said}a finite number, not {value}")
 
 
 def require_positive(config: object, *names: str) -> None:
@@ -151,12 +168,12 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, max_norm: 
     return numbers[1]
 
 
-def require_finite(number: float, what: str) -> None:
+LOWER = "lower the learning rate, and check the data and the model that training began with"
+
+
+def require_finite(number: float, what: str, advice: str = LOWER) -> None:
     """Raise RuntimeError if a number is NaN or infinite."""
     if not math.isfinite(number):
-        advice = (
-            "lower the learning rate, and check the data and the model that training began with"
-        )
         raise RuntimeError(f"training stopped: {what} is {number}; {advice}")
 
 
@@ -187,14 +204,14 @@ def number_of_batches(rows: int, batch_size: int) -> int:
 
 def plan_batches(
     lengths: Sequence[int], batch_size: int, epochs: int, seed: int
-) -> list[tuple[int, list[int]]]:
+) -> Iterator[tuple[int, list[int]]]:
     """Every batch of a run in its order, as (epoch, rows); it depends on nothing but the seed.
 
     A run that was interrupted makes the same plan again, and leaves out what it has done.
     """
     order = torch.Generator().manual_seed(seed)
-    every_epoch = [list(batches(lengths, batch_size, order)) for _ in range(epochs)]
-    return [(epoch, rows) for epoch, batches in enumerate(every_epoch) for rows in batches]
+    for epoch in range(epochs):
+        yield from ((epoch, rows) for rows in batches(lengths, batch_size, order))
 
 
 def started(history: list[Record]) -> float:
@@ -203,10 +220,37 @@ def started(history: list[Record]) -> float:
 
 
 def report(history: list[Record], record: Record, on_step: OnStep | None) -> None:
-    """Put a step's record into the history, and tell whoever wants to know."""
+    """Put a step's record into the history, and tell whoever wants to know.
+
+    Raises:
+        RuntimeError: see `require_progress`.
+    """
     history.append(record)
     if on_step is not None:
         on_step(record)
+    require_progress(history)
+
+
+def require_progress(history: list[Record]) -> None:
+    """Raise RuntimeError if the last steps say that the model is wrecked, or learns nothing.
+
+    A single batch may be hard, so it takes `IN_A_ROW` steps with five times the first loss, and at
+    least 5 nats. A gradient of 0 is no failure where the loss is 0 too: all has been learned.
+    """
+    recent = history[-IN_A_ROW:]
+    if len(recent) < IN_A_ROW:
+        return
+    first = history[0].get("loss", 0.0)
+    if all(record.get("loss", 0.0) > 5 * max(first, 1.0) for record in recent):
+        raise RuntimeError(
+            f"training stopped: the loss was {first:.4g} at first, and is {recent[-1]['loss']:.4g} "
+            "now, so the model is wrecked; lower the learning rate, and start from the model anew"
+        )
+    if all(record["norm"] == 0 and record.get("loss") != 0 for record in recent):
+        raise RuntimeError(
+            f"training stopped: the gradient was 0 for {IN_A_ROW} steps, so nothing is learned; "
+            "look at the loss and, in PPO, at the temperature"
+        )
 
 
 # --- step 0 tells the truth --------------------------------------------------------------------
@@ -230,6 +274,20 @@ def require_agreement(found: Tensor, wanted: Tensor, limit: float, what: str, wh
     gap = (found - wanted).abs().max().item()
     if not gap <= limit:
         raise RuntimeError(f"step 0: {what} differ by {gap:.3g}; {why}")
+
+
+def about_first_loss(loss: float, words: int) -> tuple[str, str]:
+    """For `step_0`: "ok", or "look" where the first loss is above an even guess; and the numbers.
+
+    Args:
+        loss: nats per token.
+        words: V; an even guess has log V. A fresh model is a little worse than that.
+    """
+    guess = math.log(words)
+    numbers = f"first loss {loss:.3f} nats, an even guess has {guess:.3f}"
+    if loss <= 1.1 * guess:
+        return "ok", numbers
+    return "look", f"{numbers}; is the tokenizer the one that the model was trained with?"
 
 
 DROPOUT = "dropout is on: call model.eval() before training"

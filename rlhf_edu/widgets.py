@@ -137,9 +137,10 @@ class Microscope(Panel):
         """Every quantity of every token of the answer, its end-of-text included."""
         ids = encode_answer(self.tokenizer, self.answer.value)
         row = join([encode_prompt(self.tokenizer, self.prompt.value)], [ids], 0)
+        row = row.to(self.policy.device)
         logprobs = response_logprobs(self.policy, row)
         kl = logprobs - response_logprobs(self.reference, row)
-        score = torch.tensor([self._score(row)])
+        score = torch.tensor([self._score(row)], device=row.tokens.device)
         rewards = shaped_rewards(score, logprobs, logprobs - kl, row.mask, self.beta)
         before = torch.zeros_like(logprobs) if self.critic is None else self._values(row)
         advantages, _ = gae(rewards, before, row.mask)

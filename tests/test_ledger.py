@@ -87,3 +87,32 @@ def test_out_of_memory_says_who_took_what_and_what_to_change() -> None:
     message = "(?s)policy .activations.: set micro_batch.*critic"
     with pytest.raises(MemoryError, match=message), ledger.explained(expected):
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_rollout_and_optimisation_take_turns_at_the_peak() -> None:
+    network = {"policy": ledger.Network(trained=1)}  # 4 + 4 + 8 bytes
+    assert ledger.Ledger(network, activations=30.0, logits=7.0, cache=20.0).peak == 16 + 37
+    assert ledger.Ledger(network, activations=30.0, logits=7.0, cache=90.0).peak == 16 + 90
+
+
+def test_logits_are_counted_with_their_gradient() -> None:
+    kept = ledger.activation_bytes(ledger.empty_model(CONFIG), 4, 30, 20)
+    assert kept["logits"] == 2 * 4 * 21 * 512 * 4
+    kept = ledger.activation_bytes(ledger.empty_model(CONFIG, torch.bfloat16), 4, 30, 20)
+    assert kept["logits"] == (4 + 4 + 2) * 4 * 21 * 512
+
+
+def test_keys_of_shared_heads_are_cached_once() -> None:
+    config = LlamaConfig(**CONFIG.to_dict() | {"num_key_value_heads": 2})
+    assert ledger.cache_bytes(config, 3, 11) == ledger.cache_bytes(CONFIG, 3, 11) / 2
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    cache = model(input_ids=torch.ones(3, 11, dtype=torch.long), use_cache=True).past_key_values
+    assert ledger.cache_bytes(config, 3, 11) == sum(
+        layer.keys.nbytes + layer.values.nbytes for layer in cache.layers
+    )
+
+
+def test_only_the_rows_held_at_once_have_activations() -> None:
+    whole, part = (ledger.ppo_ledger(CONFIG, 8, held, 30, 20) for held in (8, 2))
+    assert whole.logits == 4 * part.logits and whole.activations > 3 * part.activations
+    assert whole.cache == part.cache

@@ -141,10 +141,18 @@ def test_an_interrupt_at_any_step_changes_nothing(run, tmp_path: Path) -> None:
         assert timeless(history) == timeless(records)
         # Ctrl-C came before step's own checkpoint was written.
         done = step // 2 * 2
+        assert {r["step"] for r in history if "step_0" in r} == {0, done}
         assert history[0]["step_0"].startswith(("ok", "look"))
         assert done == 0 or history[done]["step_0"].startswith("skipped: the run goes on from a c")
         seconds = [record["seconds"] for record in history]
         assert seconds == sorted(seconds)
+
+
+def test_the_last_step_is_kept_whatever_the_interval(tmp_path: Path) -> None:
+    for i, run in enumerate(RUNS.values()):
+        _, history = run(**keep(tmp_path / str(i), every=100))
+        names = [path.name for path in (tmp_path / str(i)).iterdir()]
+        assert names == [f"step_{len(history):05d}"]
 
 
 @with_lora_too
@@ -231,6 +239,8 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run_sft(**keep(tmp_path))
     with pytest.raises(ValueError, match=r"another run: lr was 0.001, and is 0.01 now; choose"):
         run_sft(**keep(tmp_path), lr=1e-2)
+    with pytest.raises(ValueError, match=r"another run: seed was 0, and is 1 now; choose"):
+        run_sft(**keep(tmp_path), seed=1)
     with pytest.raises(ValueError, match="it has an SFTConfig, not a DPOConfig"):
         run_dpo(**keep(tmp_path))
     config = sft.SFTConfig(batch_size=4, epochs=2, warmup=2, **keep(tmp_path))
@@ -267,12 +277,58 @@ def test_a_broken_checkpoint_is_named(name: str, damage: str, tmp_path: Path) ->
     assert same_bits(trained, run_sft()[0])
 
 
+@pytest.mark.parametrize(
+    "name", ["run.json", "history.json", "state.safetensors", "model.safetensors", "tokenizer.json"]
+)
+def test_a_single_flipped_bit_is_noticed(name: str, tmp_path: Path) -> None:
+    run_sft(stop_at(3), **keep(tmp_path))
+    path = tmp_path / "step_00003" / name
+    content = bytearray(path.read_bytes())
+    content[-len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RuntimeError, match=f"step_00003 is broken .*{name} is not what was writ"):
+        run_sft(**keep(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "[1]", '{"run.json": 1}'])
+def test_checksums_are_checked_too(content: str, tmp_path: Path) -> None:
+    run_sft(stop_at(3), **keep(tmp_path))
+    path = tmp_path / "step_00003"
+    (path / "checksums.json").write_text(content)
+    (path / "history.json").write_text("[]")
+    with pytest.raises(RuntimeError, match="step_00003 is broken"):
+        run_sft(**keep(tmp_path))
+
+
+def test_what_is_loaded_does_not_hang_on_the_file(tmp_path: Path) -> None:
+    """A view of a file's memory changes, or is gone, with the file."""
+    run_sft(stop_at(3), **keep(tmp_path))
+    found = []
+    make = sft.make_optimizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sft, "make_optimizer", lambda *a: found.append(make(*a)) or found[0])
+        patch.setattr(sft, "started", lambda history: stop_at(0)({"step": 0}))
+        with pytest.raises(KeyboardInterrupt):
+            run_sft(**keep(tmp_path))
+    moments = [moment for state in found[0].state.values() for moment in state.values()]
+    assert moments and all(m.untyped_storage().nbytes() == m.nbytes for m in moments)
+
+
+def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path: Path) -> None:
+    for name in ("step_100000", "step_00002", "step_99999", "step_00010"):
+        (tmp_path / name).mkdir()
+    names = [path.name for path in checkpoints.saved_steps(tmp_path)]
+    assert names == ["step_00002", "step_00010", "step_99999", "step_100000"]
+
+
 def test_a_checkpoint_without_some_weights_is_broken(tmp_path: Path) -> None:
     run_sft(**keep(tmp_path))
     path = tmp_path / "step_00006" / "state.safetensors"
     tensors = load_file(path)
     tensors.pop("model.0.weight")
     save_file({k: v.clone() for k, v in tensors.items()}, path)
+    sums = {path.name: checkpoints.checksum(path)}
+    (path.parent / "checksums.json").write_text(json.dumps(sums))
     with pytest.raises(RuntimeError, match="is broken"):
         run_sft(**keep(tmp_path))
 

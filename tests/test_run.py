@@ -1,5 +1,6 @@
 """The four training commands: their folders, going on after a kill, and what they refuse."""
 
+import argparse
 import json
 import os
 import re
@@ -13,8 +14,9 @@ import pytest
 import tiny_models as tiny
 import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors import SafetensorError
 
-from rlhf_edu import __main__, data, lora, models, run
+from rlhf_edu import __main__, chat, data, ladder, lora, models, run
 from rlhf_edu.reward import score_answers
 from rlhf_edu.sources import convert_gguf, find_gguf, find_source
 
@@ -25,7 +27,7 @@ SMALL = {
     "dpo": "--epochs 2 --batch-size 4 --max-answer-tokens 12",
     "ppo": "--steps 4 --batch-size 4 --minibatch 2 --max-new-tokens 6",
 }
-LIMITS = "--max-prompt-tokens 40 --rank 2 --checkpoint-every 2".split()
+LIMITS = "--max-prompt-tokens 40 --checkpoint-every 2".split()
 ANSWERS = ("Yes!", "Old old old")
 
 
@@ -46,8 +48,11 @@ def place(tmp_path_factory) -> Path:
 
 
 def train(place: Path, command: str, out: str, *flags: str, model: str = "base") -> int:
+    # Every process has a random state of its own, as with commands, and none may matter.
+    torch.manual_seed(os.getpid())
     given = ["--model", str(place / model), "--data", str(place / "pairs.jsonl")]
     given += ["--out", str(place / out), *LIMITS, *SMALL[command].split(), *flags]
+    given += ["--rank", "2"] if "--lora" in flags and "--rank" not in flags else []
     if command == "ppo" and "--reward-model" not in flags:
         given += ["--reward-model", str(place / ("rm-lora" if "--lora" in flags else "rm"))]
     return __main__.main([command, *given])
@@ -86,6 +91,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(command, flags, place
     assert train(place, command, whole, *flags) == 0
     assert "12 rows of" in capsys.readouterr().out
     for step in (0, 3):
+        # As a process leaves it that is killed while it writes.
+        (place / part / ".model.99").mkdir(parents=True, exist_ok=True)
         kill_at(step, lambda: train(place, command, part, *flags))
         assert not json.loads((place / part / "run.json").read_text())["done"]
         so_far = [record["step"] for record in lines(place / part / "history.jsonl")]
@@ -93,9 +100,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(command, flags, place
     assert train(place, command, part, *flags) == 0
     ours, theirs = weights(place / part), weights(place / whole)
     assert ours == theirs and len(ours) == (2 if command == "ppo" else 1)
+    assert [path.name for path in (place / part).glob(".*")] == [".lock"]
     found = [timeless(lines(place / name / "history.jsonl")) for name in (part, whole)]
     assert found[0] == found[1] and [r["step"] for r in found[0]] == list(range(len(found[0])))
-    assert len(list((place / whole / "checkpoints").iterdir())) <= 3
+    kept = sorted(path.name for path in (place / whole / "checkpoints").iterdir())
+    assert kept == (["step_00002", "step_00004", "step_00006"][: len(found[0]) // 2])
     samples = lines(place / whole / "samples.jsonl")
     assert samples == lines(place / part / "samples.jsonl") and len(samples) == 4
     assert samples[0].keys() >= {"prompt", "before", "after"}
@@ -156,6 +165,130 @@ def test_what_was_left_out_is_said(place, capsys) -> None:
     assert kept["used"] == 10 and kept["left_out"]["answer too long"] == 1
 
 
+# --- what may go wrong around a run --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("command", "flags"), [("sft", []), ("ppo", ["--lora"])])
+def test_a_full_disk_in_the_final_save_loses_no_step(
+    command, flags, place, capsys, monkeypatch
+) -> None:
+    out = f"full-{command}{flags}"
+
+    def full_in(folder: str, save):
+        def save_elsewhere(self, place, *rest) -> None:
+            if folder not in str(place):
+                return save(self, place, *rest)
+            kind = SafetensorError if flags else Exception  # as tokenizers raise it
+            raise kind("No space left on device (os error 28)")
+
+        return save_elsewhere
+
+    for name in [".model.", ".critic."] if command == "ppo" else [".model."]:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(TOK), "save_pretrained", full_in(name, type(TOK).save_pretrained))
+            code = train(place, command, out, *flags)
+        folder = name.strip(".")
+        refused(capsys, f"{folder} was not written .No space left.*make room and start", code)
+        assert not (place / out / folder).exists()
+    before = (place / out / "history.jsonl").read_bytes()
+    assert train(place, command, out, *flags) == 0
+    assert "step" not in re.sub("(?m)^(memory|12 rows).*", "", capsys.readouterr().out)
+    assert (place / out / "history.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"", b"\xff\x00", b'{"done": tr', b"[" * 99999])
+def test_a_broken_run_json_is_named(content, place, capsys) -> None:
+    file = place / "broken" / "run.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    refused(capsys, "run.json is broken .*delete this one to start", train(place, "sft", "broken"))
+
+
+def test_done_is_looked_at(place, capsys) -> None:
+    assert train(place, "ppo", "looked") == 0
+    capsys.readouterr()
+    shutil.rmtree(place / "looked" / "critic")
+    message = "says that the run is done, but .*critic is gone; choose"
+    refused(capsys, message, train(place, "ppo", "looked"))
+    content = (place / "pairs.jsonl").read_text(encoding="utf-8")
+    try:
+        data.write_text(place / "pairs.jsonl", content.replace("wet", "old"))
+        message = "holds another run: .*pairs.jsonl was another file when it began; choose"
+        refused(capsys, message, train(place, "ppo", "looked"))
+    finally:
+        data.write_text(place / "pairs.jsonl", content)
+
+
+def test_noise_in_the_history_does_no_harm(place) -> None:
+    kill_at(3, lambda: train(place, "sft", "noise"))
+    (place / "noise" / "history.jsonl").write_bytes(b"\xff\x00{")
+    assert train(place, "sft", "noise") == 0
+    assert [record["step"] for record in lines(place / "noise" / "history.jsonl")] == list(range(6))
+
+
+def test_two_processes_do_not_train_in_one_folder(place, capsys) -> None:
+    with run._alone(place / "shared"):
+        refused(capsys, "another process trains in .*shared", train(place, "sft", "shared"))
+    assert train(place, "sft", "shared") == 0
+
+
+def test_a_reader_who_goes_does_not_end_the_training(place, monkeypatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        assert train(place, "sft", "piped") == 0
+    assert (place / "piped" / "model").is_dir()
+
+
+def test_ctrl_c_while_something_is_loaded_says_so(place, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(run, "find_source", lambda name: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as end:
+        train(place, "sft", "early")
+    assert end.value.code == 130 and capsys.readouterr().err.strip() == "rlhf_edu: stopped"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_table_that_cannot_be_printed_is_written(tmp_path, monkeypatch, capsys) -> None:
+    class Quick:
+        answers: dict = {}
+
+        def __init__(self, *_) -> None:
+            pass
+
+        def run(self) -> dict:
+            return {"stages": []}
+
+    def broken(*_) -> None:
+        raise ValueError("no such letter")
+
+    monkeypatch.setattr(ladder, "Ladder", Quick)
+    monkeypatch.setattr("rlhf_edu.report.table", broken)
+    assert __main__.main(["ladder", "--json", str(tmp_path / "table.json")]) == 2
+    assert json.loads((tmp_path / "table.json").read_text()) == {"stages": []}
+    # And the other way round.
+    monkeypatch.setattr("rlhf_edu.report.table", lambda report: "the table")
+    monkeypatch.setattr("rlhf_edu.report.side_by_side", lambda answers: "answers")
+    assert __main__.main(["ladder", "--json", str(tmp_path)]) == 2
+    assert "the table" in capsys.readouterr().out
+
+
+def test_chat_ends_at_ctrl_d_and_reads_any_bytes(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(chat, "load_policy", lambda folder: tiny.llama())
+    monkeypatch.setattr(chat, "load_tokenizer", lambda folder: TOK)
+    typed = iter(["Is it wet?", "caf\udce9"])
+
+    def read(_: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    assert __main__.main(["chat", "--stage", "base"]) == 0
+    assert capsys.readouterr().out.count("    base  ") == 2
+
+
 # --- from one stage to the next ------------------------------------------------------------------
 
 
@@ -177,6 +310,35 @@ def test_a_chain_of_stages_shares_one_base(place) -> None:
     assert train(place, "sft", "c-full", model="c-sft") == 0
     assert not lora.is_adapter(place / "c-full" / "model")
     models.load_policy(place / "c-full" / "model")
+
+
+def test_options_reach_the_trainer(place, monkeypatch) -> None:
+    found = []
+
+    def stop(roles, tokenizer, prompts, config, *rest) -> None:
+        found.append((roles, config))
+        raise ValueError("seen")
+
+    monkeypatch.setattr(run, "train_ppo", stop)
+    flags = ["--ptx-data", str(place / "text.txt"), "--gamma", "2", "--ptx-tokens", "16"]
+    train(place, "ppo", "gamma", *flags)
+    train(place, "ppo", "seed", "--lora", "--seed", "5")
+    (_, config), (roles, seeded) = found
+    assert config.ptx_coef == 2 and seeded.seed == 5
+    wanted = lora.take_off(lora.new_adapter(models.load_policy(place / "base"), 2, seed=5)).weights
+    ours = roles.adapter("policy").weights
+    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+
+
+def test_the_limit_of_prompts_stays_with_the_model(place) -> None:
+    tokenizer = models.load_tokenizer(place / "rm" / "model")
+    assert tokenizer.init_kwargs["max_prompt_tokens"] == 40
+
+
+def test_answers_that_just_fit_are_trained_on(place) -> None:
+    models.save_model(tiny.llama(max_position_embeddings=40), TOK, place / "narrow")
+    flags = ["--max-answer-tokens", "39", "--limit", "4"]
+    assert train(place, "sft", "just", *flags, model="narrow") == 0
 
 
 def test_pretraining_text_is_mixed_in(place) -> None:
@@ -228,6 +390,41 @@ def test_names_that_stand_for_nothing_are_refused(place, capsys) -> None:
     wrong = train(place, "sft", "x6", model="orphan")
     refused(capsys, "orphan is an adapter for the model gone/model, and there is no model", wrong)
     assert not any((place / f"x{i}" / "model").exists() for i in range(1, 7))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--rank 4", "--rank changes nothing without --lora; give both, or none"),
+        ("--lora --rank 0", "--rank must be at least 1, and fit in 64 bits, not 0"),
+        ("--micro-batch -1", "SFTConfig: micro_batch must be from 0 to inf, not -1"),
+        ("--seed 99999999999999999999", "seed must be a whole number of 64 bits, not 9"),
+        ("--device 3.5", "--device '3.5' is no device; choose auto, cpu or cuda"),
+        ("--lr inf", "lr must be a finite number, not inf"),
+        ("--limit -3", "--limit must be at least 1"),
+        ("--max-prompt-tokens 0", "--max-prompt-tokens must be at least 1"),
+        ("ppo --ptx-tokens 9", "--ptx-tokens changes nothing without --ptx-data"),
+        ("ppo --ptx-blocks 4", "--ptx-blocks changes nothing without --ptx-data"),
+        ("ppo --clip 0", "clip must be above 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(flags, message, place, capsys) -> None:
+    command = "ppo" if flags.startswith("ppo") else "sft"
+    wrong = train(place, command, "range", *flags.removeprefix("ppo ").split())
+    refused(capsys, message, wrong)
+    assert not (place / "range").exists()
+
+
+def test_an_adapter_keeps_its_rank(place, capsys) -> None:
+    wrong = train(place, "reward", "rank", "--lora", "--rank", "4", model="rm-lora")
+    refused(capsys, "rm-lora is an adapter of rank 2, which is trained on; leave --rank out", wrong)
+
+
+def test_a_tokenizer_without_an_end_is_refused_before_the_samples(place, capsys) -> None:
+    shutil.copytree(place / "base", place / "endless")
+    (place / "endless" / "tokenizer_config.json").unlink()
+    wrong = train(place, "sft", "end", model="endless")
+    refused(capsys, "no end-of-text token, so no answer could ever end; set", wrong)
 
 
 def test_a_gated_model_is_refused_in_one_line(place, capsys, monkeypatch) -> None:
@@ -286,13 +483,32 @@ def test_a_tokenizer_larger_than_its_model_is_refused(place, capsys) -> None:
     refused(capsys, "the tokenizer has 280 tokens, but the model only 200; give the model", wrong)
 
 
-def test_help_explains_every_setting(capsys) -> None:
-    for command in SMALL:
-        with pytest.raises(SystemExit) as end:
-            __main__.main([command, "--help"])
-        assert end.value.code == 0
-        said = capsys.readouterr().out
-        assert "--lora" in said and "--lr" in said and "of the order" in said or command == "ppo"
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command."""
+    whole = __main__._parser()
+    (commands,) = whole._subparsers._group_actions
+    return {"": whole} | commands.choices | {name: run._parser(name) for name in SMALL}
+
+
+@pytest.mark.parametrize("command", parsers())
+def test_help_explains_every_option_in_a_sentence(command, capsys) -> None:
+    parser = parsers()[command]
+    assert re.fullmatch("(?s)[A-Z].*[.]", parser.description.replace("`", "T"))
+    for action in parser._actions:
+        if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            assert re.fullmatch(r"[A-Z].*\.( \(default: .+\))?", action.help), action
+    with pytest.raises(SystemExit) as end:
+        __main__.main([command, "--help"] if command else ["--help"])
+    assert end.value.code == 0 and "usage" in capsys.readouterr().out
+
+
+def test_help_names_defaults_and_choices(capsys) -> None:
+    assert __main__.main([]) == 0
+    assert all(name in capsys.readouterr().out for name in ["findings"])
+    said = run._parser("dpo").format_help()
+    for words in ("{dpo,ipo,length-normalised}", "(default: 0.0002)", "again. 0: of all.", ": 0)"):
+        assert words in " ".join(said.split()), words
+    assert set(__main__.STAGES) == set(chat.STAGES)
     with pytest.raises(SystemExit):
         __main__.main(["ladder", "--nonsense"])
 
