@@ -38,7 +38,7 @@ from rlhf_edu.data import (
     to_ranking,
     to_text,
 )
-from rlhf_edu.models import encode_answer, encode_prompt
+from rlhf_edu.models import UnfitModel, encode_answer, encode_prompt
 
 Row = dict[str, Any]
 
@@ -549,6 +549,8 @@ def one_line_errors(name: str) -> Iterator[None]:
     """Turn what libraries say at length of a model or data set into one line with advice."""
     try:
         yield
+    except UnfitModel:  # says it all
+        raise
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{name} was not found ({_first_line(error)}); check the name"

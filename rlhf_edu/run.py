@@ -27,7 +27,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_edu import __version__
 from rlhf_edu.data import Demonstration, Ranking, write_text
@@ -48,6 +48,7 @@ from rlhf_edu.models import (
     RolesOfModels,
     SeparateRoles,
     limit_prompts,
+    load_config,
     round_weights,
     save_model,
     scalar_model_from,
@@ -351,7 +352,7 @@ def _ppo(run: Run) -> None:
 def _ledger(run: Run) -> Ledger:
     """What the run will need in memory, with prompts and answers as long as they may be."""
     with one_line_errors(run.source.base):
-        config = AutoConfig.from_pretrained(run.source.base)
+        config = load_config(run.source.base)
     at_once = run.config.micro_batch or run.config.minibatch
     sizes = run.config.batch_size, min(at_once, run.config.minibatch)
     lengths = run.options.max_prompt_tokens, run.config.max_new_tokens
