@@ -120,12 +120,12 @@ def shares_rows(model: PreTrainedModel, longest: int) -> bool:
     """
     config = model.config.get_text_config()
     kinds = {name: getattr(config, name, None) for name in ("layer_types", "layers_block_type")}
-    reach = [getattr(config, name, None) or longest for name in WINDOWS]
+    windows = [getattr(config, name, None) or longest for name in WINDOWS]
     return (
         counts_positions(model)
         and not getattr(config, "alibi", False)
         and all(set(kind or []) <= ATTENDING for kind in kinds.values())
-        and longest <= min(reach)
+        and all(longest <= window for window in windows)
     )
 
 

@@ -256,7 +256,10 @@ def _config(settings: Any, weights: dict[str, Tensor]) -> LoraConfig:
         if name in SETTINGS and not _fits(value, SETTINGS[name]):
             raise ValueError(f"{name} cannot be {value!r:.40}")
         if name not in SETTINGS and name not in HARMLESS and value not in (None, False, [], {}):
-            raise ValueError(f"an adapter with {name:.40} does not work here")
+            raise ValueError(
+                f"an adapter with {name:.40} does not work here; merge it into its model with peft "
+                "(merge_and_unload), and give that"
+            )
     config = LoraConfig(**{name: settings[name] for name in SETTINGS if name in settings})
     _require_plain(config, settings.get("init_lora_weights", True), weights)
     if isinstance(config.target_modules, str) or any(settings.get(name) for name in CHOICES):

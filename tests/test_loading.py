@@ -82,7 +82,7 @@ def test_every_family_has_reward_models_whole_and_lora(family: str, tmp_path: Pa
     base = load_policy(save(make(family), tmp_path / "base"))
     whole = models.scalar_model_from(base)
     expected = alone(whole)
-    assert expected.std() > 0.1
+    assert expected.std() > 0.05
     for side in (models.pad_left, models.pad_right):
         torch.testing.assert_close(models.scores(whole, *side(ROWS, 0)), expected)
     together = torch.cat(groups.answer_scores(whole, GROUPS, 0))
@@ -272,7 +272,7 @@ SETTINGS = {
     "rank_pattern": [{"(a+)+$": 4}, {"layers": "4"}, []],
     "alpha_pattern": [{"(a|a)*b": 4}],
     "target_modules": [3, [3], {"q_proj": 1}],
-    "modules_to_save": [["nothing"], [""], 5],
+    "modules_to_save": [[""], 5],
     "layer_replication": [[[0, 2]] * 2000],
     "init_lora_weights": ["pissa", "olora", "loftq", "corda", 7],
     "megatron_config": [{"a": 1}],
