@@ -182,7 +182,7 @@ def _fill(model: PeftModel, name: str, adapter: Adapter) -> None:
     """Put an adapter's weights into the place that is ready for them."""
     try:
         found = set_peft_model_state_dict(model, adapter.weights, adapter_name=name)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         raise ValueError(_misfit(adapter, str(error).split("\n")[-1].strip())) from None
     own = re.compile(rf"\.(lora_\w+|modules_to_save)\.{name}(\.|$)")
     missing = [key for key in found.missing_keys if own.search(key)]
@@ -262,7 +262,8 @@ def _config(settings: Any, weights: dict[str, Tensor]) -> LoraConfig:
             )
     config = LoraConfig(**{name: settings[name] for name in SETTINGS if name in settings})
     _require_plain(config, settings.get("init_lora_weights", True), weights)
-    if isinstance(config.target_modules, str) or any(settings.get(name) for name in CHOICES):
+    listed = isinstance(config.target_modules, set) and len(config.target_modules) <= len(weights)
+    if not listed or any(settings.get(name) for name in CHOICES):
         additions = (name.split(".lora_") for name in weights if ".lora_" in name)
         config.target_modules = {n.removeprefix("base_model.model.") for n, _ in additions}
     return config

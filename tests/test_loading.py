@@ -272,7 +272,7 @@ SETTINGS = {
     "rank_pattern": [{"(a+)+$": 4}, {"layers": "4"}, []],
     "alpha_pattern": [{"(a|a)*b": 4}],
     "target_modules": [3, [3], {"q_proj": 1}],
-    "modules_to_save": [[""], 5],
+    "modules_to_save": [[""], 5, ["mlp"]],
     "layer_replication": [[[0, 2]] * 2000],
     "init_lora_weights": ["pissa", "olora", "loftq", "corda", 7],
     "megatron_config": [{"a": 1}],
@@ -330,6 +330,7 @@ def test_where_an_adapter_adds_is_read_off_its_weights(tmp_path: Path) -> None:
     for changes in (
         {"target_modules": r"(([\w.]+)+)+x"},
         {"target_modules": "all-linear"},
+        {"target_modules": [f"layer{i}" for i in range(10**5)]},
         {"exclude_modules": r"(([\w.]+)+)+x"},
         {"layers_to_transform": [0, 1], "layers_pattern": [r"(([\w.]+)+)+x"]},
     ):
