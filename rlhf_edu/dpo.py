@@ -20,6 +20,7 @@ from rlhf_edu.data import Ranking
 from rlhf_edu.economy import economy
 from rlhf_edu.groups import Group, answer_logprobs, make_group
 from rlhf_edu.losses import dpo_loss, ipo_loss, length_normalised_dpo_loss
+from rlhf_edu.models import require_kind
 from rlhf_edu.parallel import gathered, share, share_of_batch, totals
 from rlhf_edu.training import (
     OnStep,
@@ -37,6 +38,7 @@ from rlhf_edu.training import (
     require_some,
     require_sound,
     require_tokens,
+    require_vocabulary,
     started,
     step_0_tolerance,
     update,
@@ -175,6 +177,7 @@ def check_step_0(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     part: list[Group],
+    longest: Group,
     theirs: Tensor,
     config: DPOConfig,
 ) -> Record:
@@ -182,15 +185,16 @@ def check_step_0(
 
     Args:
         part: the groups of the first batch.
+        longest: that of all batches.
         theirs: log-probs of their answers under the reference, nats.
 
     Raises:
         RuntimeError: it is not so; the message names likely causes.
     """
     # 1. Are the policy's log-probs right?
-    answers = [(group.prompt, answer) for group in part for answer in group.answers]
-    pad_id = tokenizer.pad_token_id
-    check_logprobs(policy, lambda: sum(answer_logprobs(policy, part, pad_id), []), answers)
+    checked, pad_id = [*part, longest], tokenizer.pad_token_id
+    answers = [(group.prompt, answer) for group in checked for answer in group.answers]
+    check_logprobs(policy, lambda: sum(answer_logprobs(policy, checked, pad_id), []), answers)
     # 2. Are they the reference's?
     pairs, lengths = _pair_sums(policy, tokenizer, part, theirs)
     loss, up, down = _preference_loss(config, pairs, lengths)
@@ -241,6 +245,9 @@ def train_dpo(
     """
     config = config or DPOConfig()
     groups = make_groups(tokenizer, rankings, config.max_answer_tokens)
+    for model, name in ((policy, "policy"), (reference, "reference")):
+        require_kind(model, f"train_dpo: the {name}")
+        require_vocabulary(model, tokenizer, f"train_dpo: the {name}")
     sizes = [group.longest for group in groups]
     require_sound(policy, "train_dpo", max(sizes))
     require_sound(reference, "train_dpo", max(sizes))
@@ -252,7 +259,7 @@ def train_dpo(
     steps = config.epochs * number_of_batches(len(groups), config.batch_size)
     saved = Checkpoint(config, policy, {"policy": optimizer}, groups, tokenizer, [reference])
     history = saved.resume()
-    start = started(history)
+    start, longest = started(history), max(groups, key=lambda group: group.longest)
     with contextlib.suppress(KeyboardInterrupt):
         for epoch, chosen in islice(plan, len(history), None):
             # 1. Log-probs of all answers; each is read once, whatever the number of its pairs.
@@ -261,7 +268,7 @@ def train_dpo(
             part, refs = [groups[i] for i in mine], torch.cat([references[i] for i in mine])
             with economy(config, policy):
                 pairs, lengths = _pair_sums(policy, tokenizer, part, refs)
-                checked = (policy, tokenizer, part, refs, config)
+                checked = (policy, tokenizer, part, longest, refs, config)
                 note = saved.note(step) if step else check_step_0(*checked)
 
             # 2. How far has the policy moved towards the chosen answers?

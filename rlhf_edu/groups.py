@@ -1,7 +1,8 @@
 """Several answers to one prompt in one row, so that a model reads the prompt once and not K times.
 
 Each answer attends to the prompt and to itself, and its positions follow the prompt's: it gets the
-numbers that a row of its own would give it, for about half of the work.
+numbers that a row of its own would give it, for about half of the work. Models that cannot be told
+who may look at whom (`shares_rows`) read one answer a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from rlhf_edu.data import Ranking
 from rlhf_edu.economy import frugal, part_size
 from rlhf_edu.losses import token_logprobs
 from rlhf_edu.models import (
+    counts_positions,
     encode_answer,
     encode_prompt,
     head_output,
@@ -22,6 +24,11 @@ from rlhf_edu.models import (
     pad_right,
     parts_by_length,
 )
+
+# What configs call the number of tokens that a layer looks back. A mask of ours replaces it.
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window_size")
+# Kinds of layers that attend, and go by the mask; others carry a state along the row.
+ATTENDING = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,33 @@ def lay_out(groups: Sequence[Group], pad_id: int) -> Rows:
     return Rows(tokens, answer.masked_fill(mask == 0, -1), positions)
 
 
-def _inputs(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def shares_rows(model: PreTrainedModel, longest: int) -> bool:
+    """Whether a model can read several answers in a row of up to `longest` tokens.
+
+    It must count positions as it is told, attend in every layer and look back over the whole row.
+    """
+    config = model.config.get_text_config()
+    kinds = {name: getattr(config, name, None) for name in ("layer_types", "layers_block_type")}
+    windows = [getattr(config, name, None) or longest for name in WINDOWS]
+    return (
+        counts_positions(model)
+        and not getattr(config, "alibi", False)
+        and all(set(kind or []) <= ATTENDING for kind in kinds.values())
+        and all(longest <= window for window in windows)
+    )
+
+
+def _lay_out_for(model: PreTrainedModel, groups: Sequence[Group], pad_id: int) -> Rows:
+    """Groups as rows that the model can read: of a group each, or of an answer each."""
+    if not shares_rows(model, max(len(group.tokens) for group in groups)):
+        groups = [Group(group.prompt, [ids], (1,)) for group in groups for ids in group.answers]
+    return lay_out(groups, pad_id)
+
+
+def _inputs(model: PreTrainedModel, rows: Rows) -> list[Tensor | None]:
     """Tokens, mask and positions as the model takes them, on its device."""
+    if int(rows.answer.max()) == 1:  # padding behind one answer needs neither mask nor positions
+        return [rows.tokens.to(model.device), None, None]
     attention, how = rows.attention(), getattr(model.config, "_attn_implementation", "sdpa")
     if how.startswith("flash"):
         raise ValueError(
@@ -117,18 +149,16 @@ def _inputs(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor]
     if how == "eager":  # adds the mask to the scores
         lowest = torch.finfo(model.dtype).min
         attention = torch.zeros(attention.shape, dtype=model.dtype).masked_fill(~attention, lowest)
-    return tuple(x.to(model.device) for x in (rows.tokens, attention, rows.positions))
+    return [x.to(model.device) for x in (rows.tokens, attention, rows.positions)]
 
 
 def _logprobs(model: PreTrainedModel, rows: Rows) -> Tensor:
     ids, mask, positions = _inputs(model, rows)
     first = int((rows.answer == 0).sum(1).min()) - 1  # nothing is predicted from earlier columns
+    options = {} if positions is None else {"position_ids": positions}
+    keep = ids.shape[1] - first
     output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=False,
-        logits_to_keep=ids.shape[1] - first,
+        input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep, **options
     )
     row, column = (rows.answer > 0).nonzero(as_tuple=True)
     logits = output.logits[row, rows.before()[row, column] - first]
@@ -141,7 +171,7 @@ def answer_logprobs(
     """Log-probs, in nats, of every token of every answer: for each group K tensors (tokens,)."""
 
     def compute(part: Sequence[Group]) -> list[list[Tensor]]:
-        rows = lay_out(part, pad_id)
+        rows = _lay_out_for(model, part, pad_id)
         return _by_group(_logprobs(model, rows).split(rows.lengths()), part)
 
     return _by_length(compute, groups, model)
@@ -151,7 +181,7 @@ def answer_scores(model: PreTrainedModel, groups: Sequence[Group], pad_id: int) 
     """A reward model's scores of the answers, each read at its last token: (K,) for each group."""
 
     def compute(part: Sequence[Group]) -> list[Tensor]:
-        rows = lay_out(part, pad_id)
+        rows = _lay_out_for(model, part, pad_id)
         hidden = last_hidden(model, *_inputs(model, rows))
         lengths = rows.lengths()
         last = torch.tensor(lengths).cumsum(0) - 1

@@ -7,10 +7,14 @@ opens a trained policy without this package.
 """
 
 import copy
+import json
+import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import (
@@ -27,11 +31,41 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_edu.models import RolesOfModels, new_folder, scalar_head
+from rlhf_edu.models import RolesOfModels, is_scalar, new_folder, scalar_head
+from rlhf_edu.rows import one_line_errors
 
 LINEAR = (nn.Linear, Conv1D)  # GPT-2 stores its linear layers as Conv1D
-HEADS = ("score", "classifier")  # what Llama and GPT-2 call a reward model's head
-WEIGHTS_FILE = "adapter_model.safetensors"
+HEADS = ("score", "classifier")  # what token classifiers call a reward model's head
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+# The settings of peft that an adapter's folder may choose, and their types. What it chooses runs on
+# the reader's machine, so that all others have to be as if they were not there.
+NUMBER, NAMES = (int, float), (list, str, type(None))
+SETTINGS = {
+    "base_model_name_or_path": str,
+    "revision": (str, type(None)),
+    "task_type": (str, type(None)),
+    "r": int,
+    "lora_alpha": NUMBER,
+    "lora_dropout": NUMBER,
+    "bias": str,
+    "lora_bias": bool,
+    "fan_in_fan_out": bool,
+    "use_rslora": bool,
+    "use_dora": bool,
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+    "target_modules": NAMES,
+    "modules_to_save": NAMES,
+}
+# They choose which layers get an addition, some by regular expressions, which may take for ever:
+# the names of the weights say it as well.
+CHOICES = ("exclude_modules", "layers_to_transform", "layers_pattern")
+# Without effect on what is loaded, or dealt with apart.
+HARMLESS = {"peft_type", "inference_mode", "peft_version", "auto_mapping", "runtime_config"}
+HARMLESS |= {"init_lora_weights", "eva_config", "qalora_group_size", "megatron_core", *CHOICES}
+# Ways to start that leave the base model as it is; others, such as PiSSA, change it.
+STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -77,7 +111,7 @@ def new_adapter(
     if not layers:
         raise ValueError("new_adapter: the model has no linear layer to add to; is it a model?")
     config = LoraConfig(
-        task_type=TaskType.TOKEN_CLS if _is_scalar(model) else TaskType.CAUSAL_LM,
+        task_type=_task_type(model),
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,
         target_modules=sorted({name.rsplit(".", 1)[-1] for name, _ in layers}),
@@ -94,8 +128,8 @@ def _wrap(model: PreTrainedModel, config: LoraConfig, name: str, seed: int = 0) 
         return get_peft_model(model, config, adapter_name=name).eval()
 
 
-def _is_scalar(model: PreTrainedModel) -> bool:
-    return type(model).__name__.endswith("ForTokenClassification")
+def _task_type(model: PreTrainedModel) -> TaskType:
+    return TaskType.TOKEN_CLS if is_scalar(model) else TaskType.CAUSAL_LM
 
 
 def put_on(model: PreTrainedModel, adapter: Adapter, name: str = "default") -> PeftModel:
@@ -105,18 +139,36 @@ def put_on(model: PreTrainedModel, adapter: Adapter, name: str = "default") -> P
     policy's backbone then, and from the reward model's own head.
 
     Raises:
-        ValueError: the adapter belongs to a model of another shape.
+        ValueError: the adapter belongs to a model of another shape, or to one of another kind.
     """
+    _require_same_kind(model, adapter)
     config = copy.deepcopy(adapter.config)
     config.inference_mode = False
-    config.task_type = TaskType.TOKEN_CLS if _is_scalar(model) else TaskType.CAUSAL_LM
+    config.task_type = _task_type(model)
     config.base_model_name_or_path = None  # peft fills in the model's own
-    if _is_scalar(model) and not adapter.head:
+    if is_scalar(model) and not adapter.head:
         own = {f"base_model.model.{name}": weight for name, weight in _head_of(model).items()}
         adapter = Adapter(config, adapter.weights | own)
-    model = _wrap(model, config, name)
+    with one_line_errors(f"the adapter for {adapter.config.base_model_name_or_path}"):
+        model = _wrap(model, config, name)
     _fill(model, name, adapter)
     return model
+
+
+def _require_same_kind(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Raise ValueError if an adapter trains a layer that the model has not."""
+    if adapter.head and not is_scalar(model):
+        raise ValueError(
+            "the adapter is a reward model's: it has a head, and predicts no text; give the "
+            "adapter of a policy, or the model itself"
+        )
+    layers = {part for name, _ in model.named_modules() for part in name.split(".")}
+    others = set(adapter.config.modules_to_save or ()) - layers - set(HEADS)
+    if others and is_scalar(model):
+        raise ValueError(
+            f"the adapter also replaces {', '.join(sorted(others))}, which a reward model has not; "
+            "leave out --lora: then it is merged into its model first (lora.merged)"
+        )
 
 
 def _head_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -128,9 +180,10 @@ def _fill(model: PeftModel, name: str, adapter: Adapter) -> None:
     """Put an adapter's weights into the place that is ready for them."""
     try:
         found = set_peft_model_state_dict(model, adapter.weights, adapter_name=name)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         raise ValueError(_misfit(adapter, str(error).split("\n")[-1].strip())) from None
-    missing = [key for key in found.missing_keys if ".lora_" in key and f".{name}." in key]
+    own = re.compile(rf"\.(lora_\w+|modules_to_save)\.{name}(\.|$)")
+    missing = [key for key in found.missing_keys if own.search(key)]
     if missing or found.unexpected_keys:
         raise ValueError(_misfit(adapter, f"for example {(missing + found.unexpected_keys)[0]}"))
 
@@ -160,7 +213,7 @@ def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds an adapter."""
-    return Path(folder, "adapter_config.json").is_file()
+    return Path(folder, CONFIG_FILE).is_file()
 
 
 def load_adapter(folder: str | Path) -> Adapter:
@@ -171,17 +224,83 @@ def load_adapter(folder: str | Path) -> Adapter:
         ValueError: it is no LoRA adapter, or does not say which model it belongs to.
     """
     if not is_adapter(folder) or not Path(folder, WEIGHTS_FILE).is_file():
-        names = f"adapter_config.json and {WEIGHTS_FILE}"
+        names = f"{CONFIG_FILE} and {WEIGHTS_FILE}"
         raise FileNotFoundError(f"{folder} holds no adapter; it needs {names}")
-    config = LoraConfig.from_pretrained(str(folder))
-    if config.peft_type != "LORA":
-        raise ValueError(f"{folder} holds an adapter of type {config.peft_type}; only LoRA works")
-    if not config.base_model_name_or_path:
+    with one_line_errors(str(folder)):
+        settings = json.loads(Path(folder, CONFIG_FILE).read_text(encoding="utf-8"))
+        weights = load_peft_weights(str(folder), device="cpu")
+    try:
+        return Adapter(_config(settings, weights), _with_score(weights))
+    except ValueError as error:
+        raise ValueError(f"{Path(folder, CONFIG_FILE)}: {error}") from None
+
+
+def _config(settings: Any, weights: dict[str, Tensor]) -> LoraConfig:
+    """The settings of a folder, checked: whoever wrote it need not be a friend.
+
+    Raises:
+        ValueError: they are of another kind of adapter, no settings at all, or not to be trusted.
+    """
+    if not isinstance(settings, dict):
+        raise ValueError(f"holds a {type(settings).__name__}, and not the settings of an adapter")
+    if settings.get("peft_type") != "LORA":
+        raise ValueError(f"it is of type {settings.get('peft_type')!r:.40}; only LoRA works")
+    if not settings.get("base_model_name_or_path"):
         raise ValueError(
-            f"{folder} does not say which model its adapter belongs to; write the model's folder "
-            "or hub id into adapter_config.json as base_model_name_or_path"
+            "does not say which model its adapter belongs to; write the model's folder or hub id "
+            "there as base_model_name_or_path"
         )
-    return Adapter(config, load_peft_weights(str(folder), device="cpu"))
+    for name, value in settings.items():
+        if name in SETTINGS and not _fits(value, SETTINGS[name]):
+            raise ValueError(f"{name} cannot be {value!r:.40}")
+        if name not in SETTINGS and name not in HARMLESS and value not in (None, False, [], {}):
+            raise ValueError(
+                f"an adapter with {name:.40} does not work here; merge it into its model with peft "
+                "(merge_and_unload), and give that"
+            )
+    config = LoraConfig(**{name: settings[name] for name in SETTINGS if name in settings})
+    _require_plain(config, settings.get("init_lora_weights", True), weights)
+    listed = isinstance(config.target_modules, set) and len(config.target_modules) <= len(weights)
+    if not listed or any(settings.get(name) for name in CHOICES):
+        additions = (name.split(".lora_") for name in weights if ".lora_" in name)
+        config.target_modules = {n.removeprefix("base_model.model.") for n, _ in additions}
+    return config
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a setting is of a type; a number is finite then, and a list holds texts."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if isinstance(value, list):
+        return kind is NAMES and all(isinstance(part, str) and part for part in value)
+    return isinstance(value, kind) and (not isinstance(value, float) or math.isfinite(value))
+
+
+def _require_plain(config: LoraConfig, start: Any, weights: dict[str, Tensor]) -> None:
+    """Raise ValueError for settings that are well-formed, but do harm or contradict the weights."""
+    if start not in STARTS:
+        raise ValueError(
+            f"init_lora_weights is {start!r:.40}, which changes the model below as well; save it "
+            "as plain LoRA first (path_initial_model_for_weight_conversion of peft)"
+        )
+    for name, value in {**config.rank_pattern, **config.alpha_pattern}.items():
+        if not re.fullmatch(r"\^?[\w.\\]+\$?", name) or not _fits(value, NUMBER):
+            raise ValueError(f"the pattern {name!r:.40} must be a layer's name, with a number")
+    ranks = {len(weight) for name, weight in weights.items() if ".lora_A." in name}
+    known = {config.r, *config.rank_pattern.values()}
+    if not ranks or not ranks <= known:
+        found = ", ".join(map(str, sorted(ranks))) or "nothing"
+        raise ValueError(f"r is {config.r}, but {WEIGHTS_FILE} holds additions of rank {found}")
+
+
+def _with_score(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with a head, if there is one, as `scalar_class` has it: `score`, with a bias."""
+    head = r"\.classifier\.(weight|bias)$"
+    named = {re.sub(head, r".score.\1", name): weight for name, weight in weights.items()}
+    for name in [name for name in named if name.endswith(".score.weight")]:
+        bias = name.removesuffix("weight") + "bias"
+        named.setdefault(bias, named[name].new_zeros(len(named[name])))
+    return named
 
 
 def save_adapter(adapter: Adapter, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
@@ -301,9 +420,8 @@ def _attach_head(model: PreTrainedModel, adapters: Sequence[Adapter]) -> None:
             "LoraRoles: the reward model's adapter has no head; give one that train_reward made"
         )
     weight = adapters[0].head["weight"]
-    name = next(part for part in HEADS if any(f".{part}." in key for key in adapters[0].weights))
     head = nn.Linear(weight.shape[1], 1, dtype=weight.dtype, device=model.device)
-    # Never used, but part of the model, which has to be the same in every process.
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    setattr(model, name, head)
+    # It is never used, but it is part of the run: the same in every process.
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    model.score = head

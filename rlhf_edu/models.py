@@ -1,36 +1,40 @@
 """Models and tokens: load, make and save them, one prompt format, and the four roles of RLHF.
 
 Every model is an ordinary `transformers` one: a causal language model (policy, reference), or a
-token classifier with a single label (reward model, critic). They stay in eval mode, in training
-too: with dropout a policy would not agree with itself between rollout and update.
+token classifier with a single label (reward model, critic), see `scalar_class`. They stay in eval
+mode, in training too: with dropout a policy would not agree with itself between rollout and update.
 
 Shapes: B rows, P prompt tokens, R response tokens, T tokens in all, V words of the vocabulary.
 """
 
 import contextlib
 import copy
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GenericForTokenClassification
 
 from rlhf_edu.data import to_messages
 from rlhf_edu.economy import frugal, part_size
@@ -39,6 +43,10 @@ from rlhf_edu.losses import token_logprobs
 # The one format of every prompt, for every model. The line break is the cue to answer.
 PROMPT_TEMPLATE = "{prompt}\n"
 MAX_PROMPT_TOKENS = 200
+
+MAX_LAYERS = 1000  # the largest models have about 130
+# Of a reward model, in the files of sequence and token classifiers.
+HEAD_WEIGHTS = {"score.weight", "score.bias", "classifier.weight", "classifier.bias"}
 
 # Two orders of magnitude from the smallest to the largest, as from GPT-3 1.3B to 175B.
 SIZES = {
@@ -88,6 +96,82 @@ def _existing(folder: str | Path, what: str = "model", file: str = "config.json"
     return str(folder)
 
 
+class UnfitModel(ValueError):
+    """A folder that can be read, but holds another model than the one that was asked for."""
+
+
+def load_config(name: str | Path) -> PreTrainedConfig:
+    """Load the settings of a model, from a folder or by a hub id; code that comes along never runs.
+
+    Raises:
+        UnfitModel: they ask for more layers than any model has.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > MAX_LAYERS:
+        raise UnfitModel(f"{name}: its config.json asks for {layers} layers; is it damaged?")
+    return config
+
+
+def load_language_model(name: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a causal language model, from a folder or by a hub id, in eval mode.
+
+    Raises:
+        UnfitModel: it is a reward model, or weights are missing or left over.
+    """
+    model, missing, unexpected = _read(AutoModelForCausalLM, name, load_config(name), dtype)
+    if unexpected & HEAD_WEIGHTS:
+        raise UnfitModel(
+            f"{name} is a reward model, which predicts no text; give the language model that it "
+            "was trained from, or another one"
+        )
+    _require_all(name, missing, unexpected)
+    return model
+
+
+def load_scalar(name: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a reward model or critic, from a folder or by a hub id, in eval mode.
+
+    Sequence classifiers with one label are reward models too: a head without bias gets a bias of 0.
+
+    Raises:
+        UnfitModel: it has no head, or more than one output, or weights are missing or left over.
+    """
+    config = load_config(name)
+    if config.num_labels != 1:
+        raise UnfitModel(f"{name} is no reward model: it has {config.num_labels} labels, not 1")
+    # GPT-2 and some others call the head of a token classifier so.
+    heads = {"key_mapping": {r"^classifier\.": "score."}}
+    kind = scalar_class(type(config))
+    model, missing, unexpected = _read(kind, name, config, dtype, **heads)
+    if "score.weight" in missing:
+        raise UnfitModel(f"{name} is no reward model: its files hold no weights of a head")
+    if "score.bias" in missing:
+        nn.init.zeros_(model.score.bias)
+    _require_all(name, missing - {"score.bias"}, unexpected)
+    return model
+
+
+def _read(
+    kind: Any, name: str | Path, config: PreTrainedConfig, dtype: torch.dtype, **options: Any
+) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """A model, and the names of the weights that are missing in its files, and left over there."""
+    options |= {"trust_remote_code": False, "output_loading_info": True}
+    model, found = kind.from_pretrained(name, config=config, dtype=dtype, **options)
+    return model.eval(), set(found["missing_keys"]), set(found["unexpected_keys"])
+
+
+def _require_all(name: str | Path, missing: set[str], unexpected: set[str]) -> None:
+    """Raise UnfitModel for missing weights, which transformers draws at random, and for others."""
+    for keys, what in ((missing, "are missing"), (unexpected, "have no place in the model")):
+        if keys:
+            first = ", ".join(sorted(keys)[:2])
+            raise UnfitModel(
+                f"{name}: {len(keys)} of the weights {what} ({first}{', …' * (len(keys) > 2)}); "
+                "config.json and weights do not belong together, or a file is missing or damaged"
+            )
+
+
 def load_policy(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a causal language model from a local folder, in eval mode.
 
@@ -95,21 +179,19 @@ def load_policy(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTr
 
     Raises:
         FileNotFoundError: the folder holds no model.
+        UnfitModel: see `load_language_model`.
     """
-    return AutoModelForCausalLM.from_pretrained(_existing(folder), dtype=dtype).eval()
+    return load_language_model(_existing(folder), dtype)
 
 
 def load_scalar_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a reward model or critic from a local folder, in eval mode; errors as load_policy.
+    """Load a reward model or critic from a local folder, in eval mode.
 
     Raises:
-        ValueError: the model has more than one output per token.
+        FileNotFoundError: the folder holds no model.
+        UnfitModel: see `load_scalar`.
     """
-    config = AutoConfig.from_pretrained(_existing(folder))
-    if config.num_labels != 1:
-        raise ValueError(f"{folder} is no reward model: it has {config.num_labels} labels, not 1")
-    model = AutoModelForTokenClassification.from_pretrained(folder, config=config, dtype=dtype)
-    return model.eval()
+    return load_scalar(_existing(folder), dtype)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -121,7 +203,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         FileNotFoundError: the folder holds no tokenizer.
     """
     file = "tokenizer_config.json"
-    tokenizer = AutoTokenizer.from_pretrained(_existing(folder, "tokenizer", file))
+    tokenizer = AutoTokenizer.from_pretrained(
+        _existing(folder, "tokenizer", file), trust_remote_code=False
+    )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -135,7 +219,7 @@ def scalar_model_from(policy: PreTrainedModel, seed: int = 0) -> PreTrainedModel
     """
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
-    model = AutoModelForTokenClassification.from_config(config, dtype=policy.dtype)
+    model = scalar_class(type(config))._from_config(config, dtype=policy.dtype)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     head, generator = scalar_head(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -145,9 +229,69 @@ def scalar_model_from(policy: PreTrainedModel, seed: int = 0) -> PreTrainedModel
     return model.to(policy.device).eval()
 
 
+@functools.cache
+def scalar_class(kind: type[PreTrainedConfig]) -> type[PreTrainedModel]:
+    """The class of a family's reward models: its token classifier, or one made in the same way.
+
+    Only a third of the families have a token classifier whose head is called `score`, as Llama's;
+    the others get one here: the backbone of the language model under its own names, and `score`,
+    a linear layer d -> 1 with bias. A saved folder opens in plain transformers where the family has
+    a token classifier of that kind, or else a sequence classifier. The latter has no bias, so that
+    its scores are shifted, all by the same number.
+
+    Args:
+        kind: of the model's config.
+
+    Raises:
+        UnfitModel: no language model has such a config.
+    """
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnfitModel(f"{kind.__name__} is of no causal language model, so it can judge no text")
+    usual = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(kind, object)
+    if issubclass(usual, GenericForTokenClassification):
+        return usual
+    language = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    family = next(c for c in language.__mro__ if c.__name__.endswith("PreTrainedModel"))
+
+    def init(self: PreTrainedModel, config: PreTrainedConfig) -> None:
+        family.__init__(self, config)
+        backbone = language(config).base_model
+        if isinstance(backbone, language):
+            raise UnfitModel(f"{language.__name__} has no backbone to put a reward model's head on")
+        setattr(self, family.base_model_prefix, backbone)
+        self.dropout = nn.Identity()
+        # As wide as a word's vector: OPT has a narrower output than its layers.
+        self.score = nn.Linear(backbone.get_input_embeddings().weight.shape[1], config.num_labels)
+        self.post_init()
+
+    name = family.__name__.removesuffix("PreTrainedModel") + "ForTokenClassification"
+    members = {"__init__": init, "base_model_prefix": family.base_model_prefix}
+    # transformers looks there which kinds of attention the family knows.
+    members["__module__"] = language.__module__
+    return type(name, (GenericForTokenClassification, family), members)
+
+
+def is_scalar(model: PreTrainedModel) -> bool:
+    """Whether a model is a reward model or critic, and no language model; adapters may be on it."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(inner).__name__.endswith("Classification")
+
+
+def require_kind(model: PreTrainedModel, what: str, scalar: bool = False) -> None:
+    """Raise ValueError if a language model takes the place of a reward model, or the reverse."""
+    if is_scalar(model) == scalar:
+        return
+    if scalar:
+        raise ValueError(
+            f"{what} must be a reward model, with a head, and is a language model; make one with "
+            "models.scalar_model_from, and train it with train_reward"
+        )
+    raise ValueError(f"{what} must be a language model, and is a reward model, with a head")
+
+
 def scalar_head(model: PreTrainedModel) -> nn.Linear:
     """Return the last, linear layer of a reward model or critic: d -> 1."""
-    # Llama calls it `score`, GPT-2 `classifier`.
+    # Some token classifiers of transformers call it `classifier`.
     return model.score if hasattr(model, "score") else model.classifier
 
 
@@ -161,7 +305,7 @@ def round_weights(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
     Whatever is measured afterwards holds for the saved model to the last digit. A reward model's
     head is left alone: its bias says where zero is.
     """
-    head = set(scalar_head(model).parameters()) if model.config.num_labels == 1 else set()
+    head = set(scalar_head(model).parameters()) if is_scalar(model) else set()
     for parameter in model.parameters():
         if parameter not in head:
             parameter.copy_(parameter.to(dtype))
@@ -185,7 +329,7 @@ def save_model(
         OSError: it cannot be written, as when the disk is full.
     """
     stored = copy.deepcopy(model).to(dtype)
-    if stored.config.num_labels == 1:
+    if is_scalar(stored):
         scalar_head(stored).load_state_dict(scalar_head(model).state_dict(), assign=True)
     with new_folder(folder) as place:
         stored.save_pretrained(place)
@@ -504,13 +648,16 @@ def last_hidden(
     """The last layer's output (B, T, D); rows without padding on the left need no more than ids."""
     # With adapters there is a wrapper around the model.
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    output = inner.base_model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=False,
-    )
+    known = positions is not None and counts_positions(model)
+    options = {"position_ids": positions} if known else {}
+    output = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
     return output.last_hidden_state
+
+
+def counts_positions(model: PreTrainedModel) -> bool:
+    """Whether a model can be told its tokens' positions; BLOOM and MPT go by the mask instead."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "position_ids" in signature(inner.base_model.forward).parameters
 
 
 def head_output(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -633,7 +780,14 @@ class SeparateRoles(RolesOfModels):
             reward_model: from `train_reward`.
             reference: where the KL penalty is measured from; None: the policy as it is now.
             critic: None: the reward model as it is now (InstructGPT C.4).
+
+        Raises:
+            ValueError: a reward model stands for a language model, or the reverse.
         """
+        require_kind(policy, "SeparateRoles: the policy")
+        require_kind(reward_model, "SeparateRoles: the reward model", scalar=True)
+        require_kind(policy if reference is None else reference, "SeparateRoles: the reference")
+        require_kind(reward_model if critic is None else critic, "SeparateRoles: the critic", True)
         self.policy = _trainable(policy)
         self.critic = _trainable(reward_model if critic is None else critic)
         self.reference = _frozen(policy if reference is None else reference)

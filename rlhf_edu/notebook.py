@@ -31,11 +31,11 @@ from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import Prompt
-from rlhf_edu.models import load_policy, load_scalar_model, load_tokenizer
+from rlhf_edu.models import load_config, load_policy, load_scalar_model, load_tokenizer
 from rlhf_edu.plots import style
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge
@@ -108,7 +108,7 @@ class Course:
     def load(self, name: str) -> PreTrainedModel:
         """Load a language model, or a reward model or critic, by its name; fp32, eval mode."""
         folder = self.folder(name)
-        scalar = AutoConfig.from_pretrained(folder).num_labels == 1
+        scalar = load_config(folder).num_labels == 1
         return (load_scalar_model if scalar else load_policy)(folder).to(self.device)
 
     def prompts(self, n: int, split: str = "train", seed: int | None = None) -> list[Prompt]:

@@ -41,6 +41,7 @@ from rlhf_edu.training import (
     require_some,
     require_sound,
     require_tokens,
+    require_vocabulary,
     started,
     step_0_tolerance,
     update,
@@ -388,6 +389,9 @@ def _prepare(
     require_some(prompts, "train_ppo", "prompts")
     if config.ptx_coef and ptx_blocks is None:
         raise ValueError("train_ppo: ptx_coef is not 0, so give ptx_blocks, text to mix in")
+    for name in ("policy", "reference", "reward_model", "critic"):
+        if hasattr(roles, name):
+            require_vocabulary(getattr(roles, name), tokenizer, f"train_ppo: the {name}")
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     for name in ("reference", "reward_model", "critic", "policy"):
         model = getattr(roles, name, None)

@@ -20,8 +20,11 @@ from rlhf_edu.losses import kwise_batch_loss, reward_bias
 from rlhf_edu.models import (
     encode_answer,
     encode_prompt,
+    head_output,
+    last_hidden,
     pad_right,
     parts_by_length,
+    require_kind,
     scalar_head,
     scores,
 )
@@ -43,6 +46,7 @@ from rlhf_edu.training import (
     require_some,
     require_sound,
     require_tokens,
+    require_vocabulary,
     started,
     step_0_tolerance,
     update,
@@ -147,6 +151,7 @@ def check_step_0(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     part: Sequence[Group],
+    longest: Group,
     loss: Tensor,
 ) -> Record:
     """Before the first update: scores depend on their own row alone, and the loss is near log 2.
@@ -156,21 +161,25 @@ def check_step_0(
 
     Args:
         part: the groups of the first batch.
-        loss: of that batch, nats per pair.
+        longest: that of all batches.
+        loss: of the first batch, nats per pair.
 
     Raises:
         RuntimeError: dropout is on, or padding or another answer changes a score.
     """
-    limit = step_0_tolerance(model)
+    limit, part = step_0_tolerance(model), [*part, longest]
     found, again = (answer_scores(model, part, tokenizer.pad_token_id) for _ in range(2))
     require_agreement(
         torch.cat(found), torch.cat(again), limit, "two passes over one batch", DROPOUT
     )
-    i = min(range(len(part)), key=lambda i: len(part[i].tokens))  # the most padding
-    ids = torch.tensor([part[i].prompt + part[i].answers[-1]], device=model.device)
-    alone = model(input_ids=ids).logits[0, -1].float()
-    what = "scores of an answer in its batch and alone"
-    require_agreement(found[i][-1:], alone, limit, what, MISALIGNED)
+    shortest = min(range(len(part)), key=lambda i: len(part[i].tokens))  # the most padding
+    answers = part[-1].answers
+    farthest = max(range(len(answers)), key=lambda k: len(answers[k]))
+    for i, k in ((shortest, -1), (-1, farthest)):
+        ids = torch.tensor([part[i].prompt + part[i].answers[k]], device=model.device)
+        alone = head_output(model, last_hidden(model, ids)[0, -1])
+        what = "scores of an answer in its batch and alone"
+        require_agreement(found[i][k], alone, limit, what, MISALIGNED)
     numbers = f"first loss {loss.item():.3f}, log 2 is {math.log(2):.3f}"
     if loss < math.log(2) / 2:
         return {
@@ -202,12 +211,15 @@ def train_reward(
         epoch's last step, and on the first step_0, what `check_step_0` found.
 
     Raises:
-        ValueError: there are no rankings, or no two different answers that are not tied.
+        ValueError: there are no rankings, or no two different answers that are not tied; or the
+            model is none with a head, or has another vocabulary.
         RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
             `training.require_progress` stopped the run.
     """
     config = config or RewardConfig()
     require_tokens(tokenizer, "train_reward")
+    require_kind(model, "train_reward: the model", scalar=True)
+    require_vocabulary(model, tokenizer, "train_reward: the model")
     rankings = _with_a_choice(rankings)
     groups = [make_group(tokenizer, ranking, config.max_answer_tokens) for ranking in rankings]
     lengths = [group.longest for group in groups]
@@ -218,7 +230,7 @@ def train_reward(
     steps = config.epochs * per_epoch
     saved = Checkpoint(config, model, {"model": optimizer}, groups, tokenizer)
     history = saved.resume()
-    start = started(history)
+    start, longest = started(history), max(groups, key=lambda group: group.longest)
     with contextlib.suppress(KeyboardInterrupt):
         for epoch, rows in islice(plan, len(history), None):
             # 1. Score all answers to some prompts, each of them once.
@@ -229,7 +241,8 @@ def train_reward(
 
                 # 2. How likely are the labelers' choices, pair by pair?
                 loss = weight * kwise_batch_loss(got, wanted)
-                note = saved.note(step) if step else check_step_0(model, tokenizer, part, loss)
+                checked = model, tokenizer, part, longest, loss
+                note = saved.note(step) if step else check_step_0(*checked)
 
             # 3. Make them likelier.
             lr = config.lr * warmup_cosine(step, steps, config.warmup)

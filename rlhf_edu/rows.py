@@ -19,6 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rlhf_edu.models import UnfitModel
+
 Rows = Iterator[tuple[str, Any]]
 
 # A longer line, or JSON value over many lines, is no row but a damaged or hostile file.
@@ -359,6 +361,8 @@ def one_line_errors(name: str) -> Iterator[None]:
     """Turn what libraries say at length of a model or data set into one line with advice."""
     try:
         yield
+    except UnfitModel:  # says it all
+        raise
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{name} was not found ({_first_line(error)}); check the name"

@@ -30,7 +30,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_edu import __version__
 from rlhf_edu.checkpoints import checksum, saved_steps
@@ -52,6 +52,7 @@ from rlhf_edu.models import (
     SeparateRoles,
     encode_prompt,
     limit_prompts,
+    load_config,
     round_weights,
     save_model,
     scalar_model_from,
@@ -463,7 +464,7 @@ def _ppo(run: Run) -> None:
 def _ledger(run: Run) -> Ledger:
     """What the run will need in memory, with prompts and answers as long as they may be."""
     with one_line_errors(run.source.base):
-        config = AutoConfig.from_pretrained(run.source.base)
+        config = load_config(run.source.base)
     at_once = run.config.micro_batch or run.config.minibatch
     sizes = run.config.batch_size, min(at_once, run.config.minibatch)
     lengths = run.options.max_prompt_tokens, run.config.max_new_tokens

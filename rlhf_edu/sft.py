@@ -20,6 +20,7 @@ from rlhf_edu.models import (
     encode_answer,
     encode_prompt,
     join,
+    require_kind,
     response_logprobs,
 )
 from rlhf_edu.parallel import share_of_batch, totals
@@ -39,6 +40,7 @@ from rlhf_edu.training import (
     require_some,
     require_sound,
     require_tokens,
+    require_vocabulary,
     started,
     update,
     warmup_cosine,
@@ -154,6 +156,8 @@ def train_sft(
     """
     config = config or SFTConfig()
     require_tokens(tokenizer, "train_sft")
+    require_kind(model, "train_sft: the model")
+    require_vocabulary(model, tokenizer, "train_sft: the model")
     pairs = encode_demonstrations(tokenizer, demonstrations, config.max_answer_tokens)
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     require_sound(model, "train_sft", max(lengths))

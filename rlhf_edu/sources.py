@@ -6,18 +6,23 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from rlhf_edu.lora import Adapter, is_adapter, load_adapter, merged
-from rlhf_edu.models import save_model
+from rlhf_edu.models import (
+    load_config,
+    load_language_model,
+    load_scalar,
+    save_model,
+    scalar_model_from,
+)
 from rlhf_edu.rows import one_line_errors, require_hub
 
+COMMAND = "python -m rlhf_edu reward"
 PROMPT_FORMATS = ("auto", "chat", "plain")
 
 
@@ -43,7 +48,8 @@ def find_source(name: str | Path) -> Source:
 
     Raises:
         FileNotFoundError: there is no such folder, and the hub was not chosen.
-        ValueError: it is a GGUF file, which has to be converted first.
+        ValueError: it is a GGUF file, which has to be converted first; or an adapter that cannot
+            be read, or whose model is itself an adapter.
     """
     folder = _folder(str(name))
     if not is_adapter(folder):
@@ -51,9 +57,16 @@ def find_source(name: str | Path) -> Source:
     adapter = load_adapter(folder)
     base = adapter.config.base_model_name_or_path
     try:
-        return Source(str(name), folder, _folder(base), adapter)
+        base_folder = _folder(base)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} is an adapter for the model {base}, and {error}") from None
+    if is_adapter(base_folder):
+        raise ValueError(
+            f"{name} is an adapter on another adapter, {base}; merge that one into its model first "
+            "(merge_and_unload of peft), and write the merged model's folder into "
+            f"{folder}/adapter_config.json"
+        )
+    return Source(str(name), folder, base_folder, adapter)
 
 
 def _folder(name: str) -> str:
@@ -88,7 +101,7 @@ def source_tokenizer(source: Source, prompt_format: str = "auto") -> PreTrainedT
         ValueError: it cannot be loaded, or there is no chat template.
     """
     with one_line_errors(f"the tokenizer of {source.name}"):
-        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if prompt_format == "plain":
@@ -113,7 +126,7 @@ def base_model(
         ValueError: it cannot be loaded, or the tokenizer is for a larger vocabulary.
     """
     with one_line_errors(source.base):
-        model = AutoModelForCausalLM.from_pretrained(source.base, dtype=dtype)
+        model = load_language_model(source.base, dtype)
     words = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > words:
         raise ValueError(
@@ -142,20 +155,18 @@ def scalar_model(
     Raises:
         ValueError: it is none, or cannot be loaded.
     """
-    refusal = f"{source.name} is no reward model; train one: python -m rlhf_edu reward"
+    adapter, refusal = source.adapter, f"{source.name} is no reward model; train one: {COMMAND}"
     with one_line_errors(source.base):
-        config = AutoConfig.from_pretrained(source.base)
-    if source.adapter:
-        if not source.adapter.head:
-            raise ValueError(refusal)
-        config.num_labels = 1
-    elif config.num_labels != 1:
+        has_head = load_config(source.base).num_labels == 1
+    if not (adapter.head if adapter else has_head):
         raise ValueError(refusal)
     with one_line_errors(source.base):
-        model = AutoModelForTokenClassification.from_pretrained(
-            source.base, config=config, dtype=dtype
-        ).to(device)
-    return merged(model, source.adapter) if source.adapter else model.eval()
+        if has_head:
+            model = load_scalar(source.base, dtype)
+        else:
+            model = scalar_model_from(load_language_model(source.base, dtype))
+    model = model.to(device)
+    return merged(model, adapter) if adapter else model
 
 
 def require_same_vocabulary(policy: Source, reward: Source) -> None:
@@ -195,7 +206,7 @@ def convert_gguf(file: str | Path, folder: str | Path) -> None:
     """
     file = Path(file)
     with one_line_errors(str(file)):
-        place = {"gguf_file": file.name}
+        place = {"gguf_file": file.name, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
         read = AutoModelForCausalLM.from_pretrained(file.parent, **place, dtype=torch.bfloat16)
     # The weights are plain numbers now, so that the settings of the quantisation must go.

@@ -79,6 +79,18 @@ def require_tokens(tokenizer: PreTrainedTokenizerBase, trainer: str) -> None:
         )
 
 
+def require_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str
+) -> None:
+    """Raise ValueError if the tokenizer writes tokens that the model cannot read."""
+    words = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > words:
+        raise ValueError(
+            f"{what} reads {words} tokens, but the tokenizer has {len(tokenizer)}; take the "
+            "tokenizer that the model was trained with"
+        )
+
+
 def require_sound(model: PreTrainedModel, trainer: str, longest: int = 0) -> None:
     """Raise if a model cannot be trained on rows of up to `longest` tokens.
 
@@ -293,7 +305,7 @@ def about_first_loss(loss: float, words: int) -> tuple[str, str]:
 DROPOUT = "dropout is on: call model.eval() before training"
 MISALIGNED = (
     "look for positions counted without the mask, padding or other answers that are attended to, "
-    "or a shift by one"
+    "a shift by one, or layers whose kind of attention groups.shares_rows does not know"
 )
 
 
@@ -327,12 +339,14 @@ def check_logprobs(
     # 2. Do two passes agree?
     limit, what = step_0_tolerance(model), "two passes over one batch"
     require_agreement(torch.cat(list(found)), torch.cat(list(again)), limit, what, DROPOUT)
-    # 3. Does the last answer to the shortest prompt, which has most beside it, agree with itself
-    # alone?
-    i = min(reversed(range(len(rows))), key=lambda i: len(rows[i][0]))
-    prompt, answer = rows[i]
-    ids = torch.tensor([prompt + answer], device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 : -1]
-    alone = token_logprobs(logits, ids[:, len(prompt) :])[0]
-    what = "log-probs of an answer in its batch and alone"
-    require_agreement(found[i], alone, limit, what, MISALIGNED)
+    # 3. Do the last answer to the shortest prompt, which has most beside it, and the longest row,
+    # which looks back farthest, agree with themselves alone?
+    every = range(len(rows))
+    shortest = min(reversed(every), key=lambda i: len(rows[i][0]))
+    for i in (shortest, max(every, key=lambda i: sum(map(len, rows[i])))):
+        prompt, answer = rows[i]
+        ids = torch.tensor([prompt + answer], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 : -1]
+        alone = token_logprobs(logits, ids[:, len(prompt) :])[0]
+        what = "log-probs of an answer in its batch and alone"
+        require_agreement(found[i], alone, limit, what, MISALIGNED)

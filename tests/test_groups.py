@@ -23,6 +23,7 @@ def test_a_row_by_hand() -> None:
     seen = [row.nonzero().flatten().tolist() for row in rows.attention()[0, 0]]
     assert seen[3:5] == [[0, 1, 2, 3], [0, 1, 4]] and seen[6] == [0, 1, 4, 5, 6]
     assert not rows.attention()[1, 0, :, 3:].any()
+    assert Group([1, 5], [[6, 2], [7, 8, 2], [9]], (1, 2, 3)).longest == 5
 
 
 @BOTH

@@ -112,7 +112,8 @@ def test_every_gradient_reaches_its_own_adapter_whichever_is_active() -> None:
     roles.rewards(answers)  # the reward model is active now
     (logprobs.sum() + values.sum()).backward()
     assert all(p.grad is not None for p in roles.policy_parameters() + roles.critic_parameters())
-    frozen = [p for n, p in roles.backbone.named_parameters() if ".reward." in n or "embed" in n]
+    still = (".reward.", ".reference.", "embed")
+    frozen = [p for n, p in roles.backbone.named_parameters() if any(part in n for part in still)]
     assert frozen and all(p.grad is None and not p.requires_grad for p in frozen)
 
 
@@ -143,6 +144,42 @@ def test_another_reference_is_found_unless_it_is_meant() -> None:
     with pytest.raises(RuntimeError, match="KL to the reference"):
         ppo.train_ppo(roles, TOK, PROMPTS, ppo.PPOConfig(**config))
     ppo.train_ppo(roles, TOK, PROMPTS, ppo.PPOConfig(**config, same_start=False))
+
+
+def test_the_critic_may_be_another_reward_model() -> None:
+    other = tiny.reward_adapter(seed=9)
+    roles = tiny.lora_roles(critic=other)
+    answers = rollout(roles.policy)
+    found = models.response_values(roles.critic, answers)
+    alone = lora.put_on(models.scalar_model_from(tiny.llama()), other)
+    torch.testing.assert_close(found, models.response_values(alone, answers))
+    assert (found - models.response_values(roles.reward_model, answers)).abs().max() > 0.1
+
+
+def test_a_new_adapters_settings_are_those_asked_for() -> None:
+    adapters = [lora.new_adapter(tiny.llama(), rank=4, seed=seed) for seed in (1, 1, 2)]
+    same, again, other = (lora.take_off(adapter).weights for adapter in adapters)
+    assert all(torch.equal(same[name], again[name]) for name in same)
+    assert any(not torch.equal(same[name], other[name]) for name in same)
+    assert adapters[0].peft_config["default"].lora_alpha == 8
+    config = lora.new_adapter(tiny.llama(), rank=4, alpha=3).peft_config["default"]
+    assert (config.r, config.lora_alpha) == (4, 3)
+
+
+def test_ppo_goes_on_in_another_process(tmp_path: Path) -> None:
+    keep = {"checkpoint_every": 1, "checkpoint_folder": str(tmp_path)}
+    config = ppo.PPOConfig(steps=2, batch_size=4, max_new_tokens=4, **keep)
+
+    def stop(record) -> None:
+        if record["step"] == 1:
+            raise KeyboardInterrupt
+
+    for seed, then in ((1, stop), (2, None)):  # a process has a global generator of its own
+        parts = tiny.llama(), tiny.policy_adapter(), tiny.reward_adapter()
+        torch.manual_seed(seed)
+        _, history = ppo.train_ppo(lora.LoraRoles(*parts), TOK, PROMPTS, config, then)
+        assert len(history) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"step_00001", "step_00002"}
 
 
 def test_the_checkpoint_of_another_base_is_refused(tmp_path: Path) -> None:
@@ -240,6 +277,7 @@ def test_a_trained_policy_opens_in_a_process_without_this_package(tmp_path: Path
     assert names <= {path.name for path in (tmp_path / "out").iterdir()}
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    assert config["inference_mode"] is True
     prompt = models.encode_prompt(TOK, "Is the cat")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     result = subprocess.run(
