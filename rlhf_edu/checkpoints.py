@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import write_text
-from rlhf_edu.models import replace_folder
+from rlhf_edu.models import ending_ids, replace_folder, write_ends
 from rlhf_edu.parallel import is_main
 from rlhf_edu.training import Record
 
@@ -146,6 +146,8 @@ class Checkpoint:
             self.model.save_pretrained(temporary, **options)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(temporary)
+                if self.model.can_generate():
+                    write_ends(temporary, ending_ids(self.model, self.tokenizer))
             save_file(self._state(), temporary / "state.safetensors")
             write_text(temporary / "history.json", json.dumps(history, indent=1))
             run = self.run | {"queue": self.queue}

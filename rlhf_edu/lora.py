@@ -26,10 +26,10 @@ from peft import (
 from peft.utils import load_peft_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_edu.models import RolesOfModels, replace_folder, scalar_head
+from rlhf_edu.models import RolesOfModels, ending_ids, replace_folder, scalar_head, write_ends
 
 LINEAR = (nn.Linear, Conv1D)  # GPT-2 stores its linear layers as Conv1D
 HEADS = ("score", "classifier")  # what Llama and GPT-2 call a reward model's head
@@ -43,10 +43,12 @@ class Adapter:
     Attributes:
         config: peft's settings; `base_model_name_or_path` says which model it belongs to.
         weights: by the names that peft gives them in files; with the head, if it has one.
+        generation_config: the model's, which says what ends an answer (`models.ending_ids`).
     """
 
     config: LoraConfig
     weights: dict[str, Tensor]
+    generation_config: GenerationConfig | None = None
 
     @property
     def head(self) -> dict[str, Tensor]:
@@ -93,6 +95,8 @@ def _wrap(model: PreTrainedModel, config: LoraConfig, name: str, seed: int = 0) 
         torch.manual_seed(seed)
         # Of a name that peft still uses and transformers has changed.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        if _is_scalar(model):
+            scalar_head(model).float()  # it is trained: AdamW's steps are lost in 16 bits
         return get_peft_model(model, config, adapter_name=name).eval()
 
 
@@ -149,7 +153,8 @@ def take_off(model: PeftModel, name: str = "default") -> Adapter:
     """Return a copy of an adapter and its settings; the model stays as it is."""
     weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     weights = {key: weight.detach().cpu().clone() for key, weight in weights.items()}
-    return Adapter(copy.deepcopy(model.peft_config[name]), weights)
+    generation = getattr(model, "generation_config", None)
+    return Adapter(copy.deepcopy(model.peft_config[name]), weights, generation)
 
 
 def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
@@ -187,16 +192,24 @@ def load_adapter(folder: str | Path) -> Adapter:
 
 
 def save_adapter(adapter: Adapter, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save adapter and tokenizer as a peft folder, all or nothing; an older folder is replaced."""
+    """Save adapter and tokenizer as a peft folder, all or nothing; an older folder is replaced.
+
+    A local base is stored as an absolute path, so that the folder opens from anywhere. Which tokens
+    end an answer is said in a generation_config.json beside the adapter.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     config = copy.deepcopy(adapter.config)
     config.inference_mode = True
+    if Path(config.base_model_name_or_path or "").is_dir():
+        config.base_model_name_or_path = os.path.abspath(config.base_model_name_or_path)
     try:
         config.save_pretrained(str(temporary))
         save_file(adapter.weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         tokenizer.save_pretrained(temporary)
+        if not adapter.head:
+            write_ends(temporary, ending_ids(adapter, tokenizer))
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -306,4 +319,4 @@ def _attach_head(model: PreTrainedModel, adapters: Sequence[Adapter]) -> None:
         )
     weight = adapters[0].head["weight"]
     name = next(part for part in HEADS if any(f".{part}." in key for key in adapters[0].weights))
-    setattr(model, name, nn.Linear(weight.shape[1], 1, dtype=weight.dtype, device=model.device))
+    setattr(model, name, nn.Linear(weight.shape[1], 1, device=model.device))

@@ -19,6 +19,8 @@ from rlhf_edu.losses import kwise_batch_loss, reward_bias
 from rlhf_edu.models import (
     encode_answer,
     encode_prompt,
+    head_output,
+    last_hidden,
     pad_right,
     parts_by_length,
     scalar_head,
@@ -164,7 +166,7 @@ def check_step_0(
     )
     i = min(range(len(part)), key=lambda i: len(part[i].tokens))  # the most padding
     ids = torch.tensor([part[i].prompt + part[i].answers[-1]], device=model.device)
-    alone = model(input_ids=ids).logits[0, -1].float()
+    alone = head_output(model, last_hidden(model, ids))[:, -1]
     what = "scores of an answer in its batch and alone"
     require_agreement(found[i][-1:], alone, limit, what, MISALIGNED)
     numbers = f"first loss {loss.item():.3f}, log 2 is {math.log(2):.3f}"
