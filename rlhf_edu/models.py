@@ -350,7 +350,7 @@ def _apply_template(
 ) -> list[int]:
     """Token ids of a conversation up to the answer."""
     options = {"add_generation_prompt": True}
-    text = _render(tokenizer, messages, tokenize=False, **options)
+    text = _render(tokenizer, messages, **options)
     own = len(text) - 10 * sum(len(message["content"]) for message in messages)
     if not text or own > TEMPLATE_LETTERS:
         what = f"{len(text):,} letters" if text else "nothing"
@@ -360,28 +360,24 @@ def _apply_template(
         options["sanitize_control_tokens"] = True
     else:
         _refuse_control_tokens(tokenizer, messages)
-    return _render(tokenizer, messages, return_dict=False, **options)
+    options |= {"chat_template": _template(tokenizer), "return_dict": False}
+    return tokenizer.apply_chat_template(messages, **options)
 
 
 def _render(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any
-) -> Any:
-    """What `apply_chat_template` makes of a conversation; whatever goes wrong is one line."""
-    roles = ", ".join(message["role"] for message in messages)
+) -> str:
+    """What the chat template makes of a conversation; whatever goes wrong is one line."""
     try:
         with _at_most(TEMPLATE_SECONDS):
-            template = _template(tokenizer)
-            return tokenizer.apply_chat_template(messages, chat_template=template, **options)
+            options |= {"chat_template": _template(tokenizer), "tokenize": False}
+            return tokenizer.apply_chat_template(messages, **options)
     except TemplateError as error:
-        raise ValueError(
-            f"the chat template refuses a conversation of {roles}: {str(error).splitlines()[0]}; "
-            "leave such rows out, or choose --prompt-format plain"
-        ) from None
+        verb, what, advice = "refuses", str(error), "leave such rows out, or " + PLAIN
     except Exception as error:  # a template can raise anything
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"the chat template fails on a conversation of {roles}: {what}; {PLAIN}"
-        ) from None
+        verb, what, advice = "fails on", f"{type(error).__name__}: {error}", PLAIN
+    roles, what = ", ".join(message["role"] for message in messages), what.partition("\n")[0]
+    raise ValueError(f"the chat template {verb} a conversation of {roles}: {what}; {advice}")
 
 
 @contextlib.contextmanager
@@ -422,7 +418,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int | Non
         return None
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "«answer»"}]
     try:
-        _, said, after = _render(tokenizer, turns, tokenize=False).rpartition("«answer»")
+        _, said, after = _render(tokenizer, turns).rpartition("«answer»")
     except ValueError:  # some know no such turn
         return None
     tokens = {str(token): id for id, token in tokenizer.added_tokens_decoder.items()}
