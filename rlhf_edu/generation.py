@@ -79,9 +79,9 @@ def generate(
 ) -> Rollout:
     """Sample one answer to each prompt.
 
-    A row ends at the first token that ends an answer (`models.ending_ids`), and which belongs to
-    it; other special tokens may be sampled like any, and end nothing. Each row has random numbers
-    of its own, so that its answer depends on seed, row number and max_new_tokens, not on the rows
+    A row ends at the first of its `models.ending_ids`, which belongs to the answer. Padding and
+    other special tokens may be sampled like any, and end nothing. Each row has random numbers of
+    its own, so that its answer depends on seed, row number and max_new_tokens, not on the rows
     beside it.
 
     Args:
