@@ -63,7 +63,7 @@ def build_base(size: str, folder: Path) -> None:
     card = model_card(
         folder.name, count_parameters(model), {"web loss": f"{loss:.3f} nats per token"}
     )
-    save_model(model, tokenizer, folder, card=card)
+    save_model(model, tokenizer, folder, torch.bfloat16, card)
 
 
 def _verdict(loss: float, before: float) -> str:
@@ -92,7 +92,7 @@ def save_stages(ladder: Ladder, report: dict[str, Any], folder: Path) -> None:
         if path.exists():
             print(f"{target}: {_same_weights(model, path)}")
         card = model_card(target, count_parameters(model), _measured(report, name))
-        save_model(model, ladder.tokenizer, path, card=card)
+        save_model(model, ladder.tokenizer, path, torch.bfloat16, card)
     results = folder / "results" / "ladder.json"
     if results.exists():
         _compare_gold(report, json.loads(results.read_text(encoding="utf-8")))
@@ -145,7 +145,7 @@ def _measured(report: dict[str, Any], name: str) -> dict[str, str]:
 
 def _same_weights(model: PreTrainedModel, folder: Path) -> str:
     """Whether a model equals a saved one, bit for bit."""
-    load = load_scalar_model if model.config.num_labels == 1 else load_policy
+    load = load_policy if model.can_generate() else load_scalar_model
     pairs = zip(model.parameters(), load(folder).parameters(), strict=True)
     same = all(torch.equal(ours, theirs) for ours, theirs in pairs)
     return "the same weights as the shipped one" if same else "other weights than the shipped one"

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import write_text
-from rlhf_edu.models import new_folder
+from rlhf_edu.models import ending_ids, new_folder, write_ends
 from rlhf_edu.parallel import is_main
 from rlhf_edu.training import Record
 
@@ -186,6 +186,8 @@ class Checkpoint:
             self.model.save_pretrained(place, **options)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(place)
+                if self.model.can_generate():
+                    write_ends(place, ending_ids(self.model, self.tokenizer))
             save_file(self._state(), place / "state.safetensors")
             write_text(place / "history.json", json.dumps(history, indent=1))
             run = self.run | {"queue": self.queue}

@@ -20,6 +20,7 @@ from rlhf_edu.losses import token_logprobs
 from rlhf_edu.models import (
     Sequences,
     encode_prompt,
+    ending_ids,
     pad_left,
     parts_by_length,
     position_ids,
@@ -37,7 +38,7 @@ class Rollout(Sequences):
     Attributes:
         ended: (B,) bool; False for an answer that ran into the limit.
         logprobs: (B, R) of the response tokens when they were sampled, nats; 0 on padding.
-        stop: the text that ended an answer besides end-of-text, if any.
+        stop: the text that ended an answer besides its end tokens, if any.
     """
 
     ended: Tensor
@@ -50,8 +51,9 @@ class Rollout(Sequences):
         return self.mask.sum(1)
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """The answers as B texts, without end-of-text or other special tokens."""
-        rows = zip(self.response.tolist(), self.lengths.tolist(), strict=True)
+        """The answers as B texts, without the token that ended them or other special ones."""
+        last = self.ended.long() if self.stop is None else 0  # with `stop` it may hold more
+        rows = zip(self.response.tolist(), (self.lengths - last).tolist(), strict=True)
         ids = [row[:length] for row, length in rows]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts if self.stop is None else [text.split(self.stop)[0] for text in texts]
@@ -77,9 +79,10 @@ def generate(
 ) -> Rollout:
     """Sample one answer to each prompt.
 
-    A row ends at its first end-of-text, which belongs to the answer. Padding or beginning-of-text
-    may be sampled like any other token, and ends nothing. Each row has random numbers of its own,
-    so that its answer depends on seed, row number and max_new_tokens, not on the rows beside it.
+    A row ends at the first of its `models.ending_ids`, which belongs to the answer. Padding and
+    other special tokens may be sampled like any, and end nothing. Each row has random numbers of
+    its own, so that its answer depends on seed, row number and max_new_tokens, not on the rows
+    beside it.
 
     Args:
         model: a causal language model.
@@ -111,7 +114,7 @@ def generate(
     # In 64 bits: 32 would round the thin tail of the distribution away.
     uniforms = torch.rand(len(rows), max_new_tokens, generator=seed, dtype=torch.float64)
     uniforms = uniforms.to(model.device)
-    ends = _ending_ids(tokenizer, stop).to(model.device)
+    ends = _ending_ids(model, tokenizer, stop).to(model.device)
 
     static = model.device.type == "cuda" if static is None else static
     sample = _sample_static if static and _has_static_cache(model) else _sample
@@ -139,14 +142,17 @@ def _require_room(model: PreTrainedModel, prompt: int, answer: int) -> None:
         )
 
 
-def _ending_ids(tokenizer: PreTrainedTokenizerBase, stop: str | None) -> Tensor:
-    """Ids of the tokens that end an answer: end-of-text, and all that contain `stop`."""
-    ends = [tokenizer.eos_token_id]
+def _ending_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str | None
+) -> Tensor:
+    """Ids of the tokens that end an answer, and of all that contain `stop`."""
+    ends = ending_ids(model, tokenizer)
     if stop is not None:
         words = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-        ends += [i for i, word in enumerate(words) if stop in word]
-        if len(ends) == 1:
+        found = [i for i, word in enumerate(words) if stop in word]
+        if not found:
             raise ValueError(f"generate: no single token contains stop={stop!r}; choose a shorter")
+        ends += found
     return torch.tensor(ends)
 
 

@@ -62,7 +62,7 @@ def make_group(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, limit: int 
     for text, ended in zip(ranking.answers, ranking.ended, strict=True):
         ids = encode_answer(tokenizer, text, ended)
         # There must be something to predict: an empty answer that was cut off has no token.
-        answers.append((ids if ended else ids[:limit]) or [tokenizer.eos_token_id])
+        answers.append((ids if ended else ids[:limit]) or encode_answer(tokenizer, ""))
     return Group(encode_prompt(tokenizer, ranking.prompt.text), answers, tuple(ranking.ranks))
 
 

@@ -9,6 +9,7 @@ opens a trained policy without this package.
 import copy
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -28,10 +29,17 @@ from peft import (
 from peft.utils import load_peft_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_edu.models import RolesOfModels, is_scalar, new_folder, scalar_head
+from rlhf_edu.models import (
+    RolesOfModels,
+    ending_ids,
+    is_scalar,
+    new_folder,
+    scalar_head,
+    write_ends,
+)
 from rlhf_edu.rows import one_line_errors
 
 LINEAR = (nn.Linear, Conv1D)  # GPT-2 stores its linear layers as Conv1D
@@ -75,10 +83,12 @@ class Adapter:
     Attributes:
         config: peft's settings; `base_model_name_or_path` says which model it belongs to.
         weights: by the names that peft gives them in files; with the head, if it has one.
+        generation_config: the model's, which says what ends an answer (`models.ending_ids`).
     """
 
     config: LoraConfig
     weights: dict[str, Tensor]
+    generation_config: GenerationConfig | None = None
 
     @property
     def head(self) -> dict[str, Tensor]:
@@ -125,6 +135,8 @@ def _wrap(model: PreTrainedModel, config: LoraConfig, name: str, seed: int = 0) 
         torch.manual_seed(seed)
         # Of a name that peft still uses and transformers has changed.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        if is_scalar(model):
+            scalar_head(model).float()  # it is trained: AdamW's steps are lost in 16 bits
         return get_peft_model(model, config, adapter_name=name).eval()
 
 
@@ -200,7 +212,8 @@ def take_off(model: PeftModel, name: str = "default") -> Adapter:
     """Return a copy of an adapter and its settings; the model stays as it is."""
     weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     weights = {key: weight.detach().cpu().clone() for key, weight in weights.items()}
-    return Adapter(copy.deepcopy(model.peft_config[name]), weights)
+    generation = getattr(model, "generation_config", None)
+    return Adapter(copy.deepcopy(model.peft_config[name]), weights, generation)
 
 
 def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
@@ -306,15 +319,22 @@ def _with_score(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def save_adapter(adapter: Adapter, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save adapter and tokenizer as a peft folder, all or nothing; an older folder is replaced.
 
+    A local base is stored as an absolute path, so that the folder opens from anywhere. Which tokens
+    end an answer is said in a generation_config.json beside the adapter.
+
     Raises:
         OSError: it cannot be written, as when the disk is full.
     """
     config = copy.deepcopy(adapter.config)
     config.inference_mode = True
+    if Path(config.base_model_name_or_path or "").is_dir():
+        config.base_model_name_or_path = os.path.abspath(config.base_model_name_or_path)
     with new_folder(folder) as place:
         config.save_pretrained(str(place))
         save_file(adapter.weights, place / WEIGHTS_FILE, metadata={"format": "pt"})
         tokenizer.save_pretrained(place)
+        if not adapter.head:
+            write_ends(place, ending_ids(adapter, tokenizer))
 
 
 # --- four roles on one backbone ------------------------------------------------------------------

@@ -10,12 +10,18 @@ Shapes: B rows, P prompt tokens, R response tokens, T tokens in all, V words of 
 import contextlib
 import copy
 import functools
+import json
 import os
+import re
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from inspect import signature
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -36,7 +42,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForTokenClassification
 
-from rlhf_edu.data import to_messages
+from rlhf_edu.data import to_messages, write_text
 from rlhf_edu.economy import frugal, part_size
 from rlhf_edu.losses import token_logprobs
 
@@ -47,6 +53,12 @@ MAX_PROMPT_TOKENS = 200
 MAX_LAYERS = 1000  # the largest models have about 130
 # Of a reward model, in the files of sequence and token classifiers.
 HEAD_WEIGHTS = {"score.weight", "score.bias", "classifier.weight", "classifier.bias"}
+# A chat template is a program of a stranger's: what it may take for one conversation.
+TEMPLATE_SECONDS = 1.0  # of computing; real ones take a thousandth
+TEMPLATE_LETTERS = 100_000  # of its own, beside the messages
+PLAIN = "choose --prompt-format plain, or a tokenizer with another template"
+# Today's date, as a template asks for it: strftime_now("%d %b %Y").
+STRFTIME = re.compile(r"""strftime_now\s*\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 
 # Two orders of magnitude from the smallest to the largest, as from GPT-3 1.3B to 175B.
 SIZES = {
@@ -298,42 +310,68 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
+def _rounded(model: PreTrainedModel) -> list[nn.Parameter]:
+    """What is rounded to 16 bits: all but a reward model's head, whose bias says where zero is."""
+    head = set(scalar_head(model).parameters()) if is_scalar(model) else set()
+    return [parameter for parameter in model.parameters() if parameter not in head]
+
+
 @torch.no_grad()
 def round_weights(model: Model, dtype: torch.dtype = torch.bfloat16) -> Model:
-    """Round the weights, in place, to what `save_model` stores; the model itself stays fp32.
+    """Round the weights, in place, to what `save_model` stores as `dtype`; the model stays fp32.
 
     Whatever is measured afterwards holds for the saved model to the last digit. A reward model's
-    head is left alone: its bias says where zero is.
+    head is left alone.
     """
-    head = set(scalar_head(model).parameters()) if is_scalar(model) else set()
-    for parameter in model.parameters():
-        if parameter not in head:
-            parameter.copy_(parameter.to(dtype))
+    for parameter in _rounded(model):
+        parameter.copy_(parameter.to(dtype))
     return model
+
+
+@torch.no_grad()
+def change_kept(start: PreTrainedModel, trained: PreTrainedModel, dtype: torch.dtype) -> float:
+    """Which share of what training changed is left when the weights are rounded to `dtype`.
+
+    1 - |rounding|^2 / |change|^2, at least 0. In bfloat16 a weight of 0.02 has its neighbours 1e-4
+    away, so that a change of 1e-5 is lost: the weight falls back to where it was, or elsewhere.
+    """
+    lost, whole = 0.0, 0.0
+    for before, after in zip(_rounded(start), _rounded(trained), strict=True):
+        lost += (after.to(dtype).float() - after).square().sum().item()
+        whole += (after - before).square().sum().item()
+    return max(0.0, 1 - lost / whole) if whole else 1.0
 
 
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
     card: str | None = None,
 ) -> None:
     """Save model and tokenizer as safetensors, all or nothing; an older folder is replaced.
 
-    `card` becomes the folder's README. A reward model's head is stored in fp32, the rest in
-    `dtype`. The model passed in does not change: call `round_weights` first if it is to be the
-    same as the saved one.
+    `card` becomes the folder's README. The folder says which tokens end an answer, see
+    `ending_ids`.
+
+    Args:
+        dtype: of the stored weights, but for a reward model's head, which keeps its own. The model
+            passed in does not change: call `round_weights` first if it is to be the same as the
+            saved one. None: the model's own.
 
     Raises:
         OSError: it cannot be written, as when the disk is full.
     """
-    stored = copy.deepcopy(model).to(dtype)
-    if is_scalar(stored):
-        scalar_head(stored).load_state_dict(scalar_head(model).state_dict(), assign=True)
+    stored = model
+    if dtype is not None:
+        stored = copy.deepcopy(model).to(dtype)
+        if is_scalar(model):
+            scalar_head(stored).load_state_dict(scalar_head(model).state_dict(), assign=True)
     with new_folder(folder) as place:
         stored.save_pretrained(place)
         tokenizer.save_pretrained(place)
+        if model.can_generate():
+            write_ends(place, ending_ids(model, tokenizer))
         if card is not None:
             Path(place, "README.md").write_text(card, encoding="utf-8")
 
@@ -360,6 +398,16 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         raise OSError(f"{folder} was not written ({said}); make room and start again") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def write_ends(folder: Path, ends: Sequence[int]) -> None:
+    """Say in a folder's generation_config.json which tokens end an answer; the rest of it stays."""
+    # Into the file: transformers refuses to save a configuration that was changed, if a published
+    # model's has a temperature and no sampling.
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
+    write_text(file, json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -414,6 +462,35 @@ def limit_prompts(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
     tokenizer.init_kwargs["max_prompt_tokens"] = max_tokens
 
 
+def fix_day(tokenizer: PreTrainedTokenizerBase, day: str | None = None) -> str | None:
+    """Make a chat template that writes today's date write the same day from now on.
+
+    Without it the prompts of tomorrow are others than those of today. The tokenizer's files
+    remember the day; one that has a day keeps it.
+
+    Args:
+        day: such as 2025-11-27; None: today.
+
+    Returns:
+        The day, or None if no chat template writes one.
+    """
+    if not tokenizer.chat_template or not STRFTIME.search(str(tokenizer.get_chat_template())):
+        return None
+    today = date.today().isoformat()
+    return tokenizer.init_kwargs.setdefault("template_day", day or today)
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template, with its day written out."""
+    template, day = tokenizer.get_chat_template(), fix_day(tokenizer)
+    if day is not None:
+        first = date.fromisoformat(day)
+        template = STRFTIME.sub(lambda m: json.dumps(first.strftime(m[1] or m[2])), template)
+    if "strftime_now(" in template:
+        raise ValueError("its date cannot be read off, so prompts would change with the day")
+    return template
+
+
 def _encode_chat(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_tokens: int
 ) -> list[int]:
@@ -439,20 +516,55 @@ def _encode_chat(
 def _apply_template(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
 ) -> list[int]:
-    options = {"add_generation_prompt": True, "return_dict": False}
+    """Token ids of a conversation up to the answer."""
+    options = {"add_generation_prompt": True}
+    text = _render(tokenizer, messages, **options)
+    own = len(text) - 10 * sum(len(message["content"]) for message in messages)
+    if not text or own > TEMPLATE_LETTERS:
+        what = f"{len(text):,} letters" if text else "nothing"
+        raise ValueError(f"the chat template writes {what} for a conversation; {PLAIN}")
     if "sanitize_control_tokens" in signature(tokenizer.apply_chat_template).parameters:
         # "<|im_end|>" in a message is ten letters, and ends nothing.
         options["sanitize_control_tokens"] = True
     else:
         _refuse_control_tokens(tokenizer, messages)
+    options |= {"chat_template": _template(tokenizer), "return_dict": False}
+    return tokenizer.apply_chat_template(messages, **options)
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any
+) -> str:
+    """What the chat template makes of a conversation; whatever goes wrong is one line."""
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        with _at_most(TEMPLATE_SECONDS):
+            options |= {"chat_template": _template(tokenizer), "tokenize": False}
+            return tokenizer.apply_chat_template(messages, **options)
     except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(
-            f"the chat template refuses a conversation of {roles}: {str(error).splitlines()[0]}; "
-            "leave such rows out, or choose --prompt-format plain"
-        ) from None
+        verb, what, advice = "refuses", str(error), "leave such rows out, or " + PLAIN
+    except Exception as error:  # a template can raise anything
+        verb, what, advice = "fails on", f"{type(error).__name__}: {error}", PLAIN
+    roles, what = ", ".join(message["role"] for message in messages), what.partition("\n")[0]
+    raise ValueError(f"the chat template {verb} a conversation of {roles}: {what}; {advice}")
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Stop a chat template that computes for longer, be it in loops or on ever longer strings."""
+    # Jinja limits one loop, not loops in loops. Looking at every line works on every platform and
+    # in every thread; computing time, so that a busy machine stops nobody.
+    end, before = time.thread_time() + seconds, sys.gettrace()
+
+    def look(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.thread_time() > end:
+            raise TimeoutError(f"it takes more than {seconds:g} s")
+        return look if frame.f_code.co_filename == "<template>" else None
+
+    sys.settrace(look)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _refuse_control_tokens(
@@ -467,12 +579,44 @@ def _refuse_control_tokens(
                 )
 
 
+@functools.lru_cache(maxsize=8)
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
+    """The token that a chat template writes behind an assistant's turn, or None."""
+    if not template:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "«answer»"}]
+    try:
+        _, said, after = _render(tokenizer, turns).rpartition("«answer»")
+    except ValueError:  # some know no such turn
+        return None
+    tokens = {str(token): id for id, token in tokenizer.added_tokens_decoder.items()}
+    found = [token for token in tokens if said and after.strip().startswith(token)]
+    return tokens[max(found, key=len)] if found else None
+
+
+def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an answer: what the chat template ends a turn with, or end-of-text."""
+    end = _end_of_turn(tokenizer, str(tokenizer.chat_template or ""))
+    return tokenizer.eos_token_id if end is None else end
+
+
+def ending_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of all tokens that end an answer of a model (or an adapter's), sorted.
+
+    The fact is kept in three places, which need not agree: the chat template, the tokenizer's
+    end-of-text, and the model's generation_config (Gemma's lists <eos> and <end_of_turn>).
+    """
+    said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    said = said if isinstance(said, list) else [said]
+    return sorted({*said, tokenizer.eos_token_id, end_of_answer(tokenizer)} - {None})
+
+
 def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> list[int]:
-    """Token ids of an answer, with the end-of-text token unless the answer was cut off.
+    """Token ids of an answer, with the token that ends it unless the answer was cut off.
 
     Prompt and answer are tokenised apart and joined as ids, so that no token spans the border.
     """
-    return encode_text(tokenizer, text) + ([tokenizer.eos_token_id] if ended else [])
+    return encode_text(tokenizer, text) + ([end_of_answer(tokenizer)] if ended else [])
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -662,7 +806,8 @@ def counts_positions(model: PreTrainedModel) -> bool:
 
 def head_output(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """What a scalar model's head makes of the last layer's output (..., D): (...), in fp32."""
-    return scalar_head(model)(hidden).squeeze(-1).float()
+    head = scalar_head(model)
+    return head(hidden.to(next(head.parameters()).dtype)).squeeze(-1).float()
 
 
 def scores(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:

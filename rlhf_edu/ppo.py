@@ -24,7 +24,7 @@ from rlhf_edu.losses import (
     value_loss,
     whiten,
 )
-from rlhf_edu.models import Roles, encode_prompt
+from rlhf_edu.models import Roles, encode_prompt, ending_ids
 from rlhf_edu.parallel import gathered, share, share_of_batch, totals
 from rlhf_edu.pretrain import next_token_loss
 from rlhf_edu.training import (
@@ -185,23 +185,32 @@ def _look_at(roles: Roles, rollout: Rollout, temperature: float) -> list[Tensor]
     return [torch.cat(every[i::4]) for i in range(4)]
 
 
-def check_step_0(roles: Roles, rollout: Rollout, config: PPOConfig, eos: int) -> Record:
+def check_step_0(
+    roles: Roles, rollout: Rollout, config: PPOConfig, ends: int | list[int]
+) -> Record:
     """On a fresh start the policy is the reference and has just answered: KL 0 and ratio 1.
 
     Args:
         rollout: the first, before any update.
-        eos: the id of end-of-text.
+        ends: ids of the tokens that end an answer, see `models.ending_ids`.
 
     Raises:
         RuntimeError: it is not so; the message names likely causes.
     """
     # 1. Does an answer that ended count its end-of-text, once and last, and no padding?
-    ends = (rollout.response == eos) & rollout.mask.bool()
-    last = rollout.response.gather(1, rollout.lengths[:, None].clamp(min=1) - 1).squeeze(1)
-    if (ends.sum(1) != rollout.ended.long()).any() or (last[rollout.ended] != eos).any():
+    ending = torch.isin(rollout.response, torch.tensor(ends, device=rollout.response.device))
+    ending = ending & rollout.mask.bool()
+    last = ending.gather(1, rollout.lengths[:, None].clamp(min=1) - 1).squeeze(1)
+    if (ending.sum(1) != rollout.ended.long()).any() or not last[rollout.ended].all():
         raise RuntimeError(
             "step 0: answers do not end at their first end-of-text; padding is scored, or "
             "end-of-text is taken for padding (pad = EOS confusion): make masks from lengths"
+        )
+    verdict = "ok: "
+    if not rollout.ended.any():
+        verdict = (
+            f"look: no answer ended within {config.max_new_tokens} tokens; raise max_new_tokens, "
+            "or train the policy to end its answers (SFT); "
         )
     # 2. Who learns, and does it agree with itself?
     experience = evaluate_rollout(roles, rollout, config)
@@ -226,7 +235,7 @@ def check_step_0(roles: Roles, rollout: Rollout, config: PPOConfig, eos: int) ->
     what = "log-probs of the sampled tokens, then and now,"
     require_agreement(experience.logprobs[real], rollout.logprobs[real], limit, what, why)
     if not config.same_start:
-        return {"step_0": f"ok: ratio 1; KL {experience.kl.mean().item():.3g}, need not be 0"}
+        return {"step_0": f"{verdict}ratio 1; KL {experience.kl.mean().item():.3g}, need not be 0"}
     # 4. Policy and reference.
     if not experience.kl.abs().max() <= limit:
         raise RuntimeError(
@@ -234,7 +243,7 @@ def check_step_0(roles: Roles, rollout: Rollout, config: PPOConfig, eos: int) ->
             "and reference must start as the same model, with dropout off in both and the same "
             "temperature; if they are meant to differ, set PPOConfig.same_start=False"
         )
-    return {"step_0": "ok: ratio 1, KL 0"}
+    return {"step_0": f"{verdict}ratio 1, KL 0"}
 
 
 def check_progress(history: list[Record], config: PPOConfig) -> None:
@@ -344,7 +353,7 @@ def train_ppo(
     """
     config = config or PPOConfig()
     ids = _prepare(roles, tokenizer, prompts, config, ptx_blocks)
-    optimizers, eos = _make_optimizers(roles, config), tokenizer.eos_token_id
+    optimizers, ends = _make_optimizers(roles, config), ending_ids(roles.policy, tokenizer)
     random, queue = torch.Generator().manual_seed(config.seed), []
     saved = _checkpoint(roles, tokenizer, config, optimizers, [ids, ptx_blocks], random, queue)
     history = saved.resume()
@@ -358,7 +367,7 @@ def train_ppo(
                 rollout = generate(roles.policy, tokenizer, chosen, *limits, random)
 
             # 2. Evaluation: reward model, reference and critic say what each token was worth.
-            note = saved.note(step) if step else check_step_0(roles, rollout, config, eos)
+            note = saved.note(step) if step else check_step_0(roles, rollout, config, ends)
             experience = evaluate_rollout(roles, rollout, config)
 
             # 3. Optimisation: a few careful steps uphill.

@@ -12,6 +12,7 @@ A run has a folder, and goes on where it was stopped when its command is given a
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import inspect
 import io
@@ -50,7 +51,9 @@ from rlhf_edu.lora import Adapter, LoraRoles, new_adapter, put_on, save_adapter,
 from rlhf_edu.models import (
     RolesOfModels,
     SeparateRoles,
+    change_kept,
     encode_prompt,
+    fix_day,
     limit_prompts,
     load_config,
     round_weights,
@@ -72,7 +75,7 @@ from rlhf_edu.sources import (
     scalar_model,
     source_tokenizer,
 )
-from rlhf_edu.training import Record, require_tokens
+from rlhf_edu.training import Record, require_32_bits, require_tokens
 
 CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig}
 # Real answers are longer than those of the tiny web.
@@ -84,6 +87,7 @@ FREE = ("out", "device", "checkpoint_every", "hub", "micro_batch")
 # Options that change nothing without another one.
 NEEDS = {"rank": "lora", "ptx_tokens": "ptx_data", "ptx_blocks": "ptx_data"}
 SAMPLES = 4
+ENOUGH = 0.9  # of what training changed, to be left after rounding
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -110,7 +114,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
     add("--lora", "Train an adapter, not the whole network.", False, action="store_true")
     add("--rank", "Of a new adapter; with --lora, and 16 without this.", type=int)
     add("--device", "Where to compute: auto, cpu or cuda.", "auto")
-    add("--dtype", "Of the weights.", "float32", choices=["float32", "bfloat16"])
+    dtypes = ["float32", "bfloat16"]
+    add("--dtype", "Of the frozen weights below an adapter.", "float32", choices=dtypes)
+    add("--save-dtype", "Of a whole network's saved weights.", "float32", choices=dtypes)
     add("--prompt-format", "How a prompt is written down.", "auto", choices=PROMPT_FORMATS)
     add("--max-prompt-tokens", "Longer prompts are left out.", 256)
     add("--limit", "Read so many rows at most; without it, all.", type=int)
@@ -208,7 +214,7 @@ class Run:
         """
         self.command, self.options, self.out = command, options, options.out
         self.config, self.device = _config(command, options), _device(options.device)
-        self.dtype = getattr(torch, options.dtype)
+        self.dtype, self.save_dtype = _dtypes(options)
         settings = {k: v for k, v in vars(options).items() if k not in FREE}
         self.about: Record = {"command": command, **settings}
         files = [Path(getattr(options, name, None) or "") for name in ("data", "ptx_data")]
@@ -219,6 +225,7 @@ class Run:
         self.tokenizer = source_tokenizer(self.source, options.prompt_format)
         require_tokens(self.tokenizer, command)
         limit_prompts(self.tokenizer, options.max_prompt_tokens)
+        self.day = fix_day(self.tokenizer, self._first_day())
         self.history: list[Record] = []
         self.stopped = False
 
@@ -250,6 +257,15 @@ class Run:
                 )
         return done
 
+    def _first_day(self) -> str | None:
+        """The day of this run so far, or else of the reward model's, for templates with a date."""
+        file = self.out / "run.json"
+        day = json.loads(file.read_text(encoding="utf-8")).get("day") if file.is_file() else None
+        if day is None and self.command == "ppo":
+            reward = source_tokenizer(find_source(self.options.reward_model))
+            day = reward.init_kwargs.get("template_day")
+        return day
+
     def note(self, done: bool, **more: Any) -> None:
         """Write run.json."""
         if not is_main():
@@ -257,6 +273,7 @@ class Run:
         libraries = {"torch": torch, "transformers": transformers, "peft": peft}
         versions = {name: library.__version__ for name, library in libraries.items()}
         about = {"done": done, "run": self.about, "device": str(self.device), **more}
+        about |= {"day": self.day} if self.day else {}
         about["versions"] = {"rlhf_edu": __version__, **versions}
         write_text(self.out / "run.json", json.dumps(about, indent=1, default=str) + "\n")
 
@@ -340,7 +357,7 @@ class Run:
         if isinstance(model, Adapter):
             save_adapter(model, self.tokenizer, folder)
         else:
-            save_model(model, self.tokenizer, folder)
+            save_model(model, self.tokenizer, folder, self.save_dtype)
 
     def answers(self, model: PreTrainedModel, prompts: Sequence[str]) -> list[str]:
         """Sampled answers to a few prompts."""
@@ -397,8 +414,9 @@ def _sft(run: Run) -> None:
     data: list[Demonstration] = run.load(load_demonstrations, run.options.max_answer_tokens)
     model, shown = run.policy(), [d.prompt.text for d in data[:SAMPLES]]
     before = run.answers(model, shown)
+    start = _start(run, model)
     model, history = train_sft(model, run.tokenizer, data, run.config, run.step)
-    model = _as_saved(model)
+    model = _as_saved(run, model, start)
     samples = _before_and_after(shown, before, run.answers(model, shown))
     run.finish(history, {"model": model}, samples)
 
@@ -415,8 +433,9 @@ def _reward(run: Run) -> None:
         return [row.tolist() for row in found]
 
     before = scores()
+    start = _start(run, model)
     model, history = train_reward(model, run.tokenizer, data, run.config, run.step)
-    model = _as_saved(model)
+    model = _as_saved(run, model, start)
     # The labelers' favourites stand for demonstrations: they score 0 on average.
     normalise_reward(model, run.tokenizer, [_favourite(ranking) for ranking in data[:256]])
     samples = _before_and_after([r.prompt.text for r in data[:SAMPLES]], before, scores())
@@ -434,9 +453,10 @@ def _dpo(run: Run) -> None:
     data: list[Ranking] = run.load(load_rankings, run.options.max_answer_tokens)
     policy, shown = run.policy(), [r.prompt.text for r in data[:SAMPLES]]
     before = run.answers(policy, shown)
+    start = _start(run, policy)
     # The reference has done its part before the first step, so it may be the policy itself.
     policy, history = train_dpo(policy, policy, run.tokenizer, data, run.config, run.step)
-    policy = _as_saved(policy)
+    policy = _as_saved(run, policy, start)
     samples = _before_and_after(shown, before, run.answers(policy, shown))
     run.finish(history, {"model": policy}, samples)
 
@@ -453,11 +473,12 @@ def _ppo(run: Run) -> None:
         text = _blocks(run) if run.options.ptx_data else None
         settings = run.config, run.step, text
         roles, history = train_ppo(roles, run.tokenizer, prompts, *settings)
-    samples = _before_and_after(shown, before, run.answers(_as_saved(roles.policy), shown))
     if isinstance(roles, LoraRoles):
         trained = {"model": roles.adapter("policy"), "critic": roles.adapter("critic")}
     else:
-        trained = {"model": roles.policy, "critic": roles.critic}
+        policy = _as_saved(run, roles.policy, roles.reference)
+        trained = {"model": policy, "critic": _as_saved(run, roles.critic, roles.reward_model)}
+    samples = _before_and_after(shown, before, run.answers(roles.policy, shown))
     run.finish(history, trained, samples)
 
 
@@ -502,9 +523,34 @@ def _blocks(run: Run) -> Tensor:
     return pack(run.tokenizer, load_pages(run.options.ptx_data), run.options.ptx_tokens)
 
 
-def _as_saved(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its weights rounded as they are saved; adapters are saved as they are."""
-    return model if isinstance(model, PeftModel) else round_weights(model)
+def _dtypes(options: argparse.Namespace) -> tuple[torch.dtype, torch.dtype | None]:
+    """The dtypes of weights in training, and on disk: None, as in training.
+
+    Raises:
+        ValueError: whole networks would be trained in 16 bits, or adapters saved in them.
+    """
+    dtype, saved = getattr(torch, options.dtype), getattr(torch, options.save_dtype)
+    if options.lora and saved != torch.float32:
+        raise ValueError("--save-dtype is for whole networks; leave it out: adapters are small")
+    if not options.lora:
+        require_32_bits(dtype)
+    return dtype, None if saved == torch.float32 else saved
+
+
+def _start(run: Run, model: PreTrainedModel) -> PreTrainedModel | None:
+    """A copy of the model before training, if it will be rounded after it."""
+    return copy.deepcopy(model) if run.save_dtype else None
+
+
+def _as_saved(run: Run, model: PreTrainedModel, start: PreTrainedModel | None) -> PreTrainedModel:
+    """The model with its weights as they are saved; says what rounding leaves of training."""
+    if run.save_dtype is None:
+        return model
+    kept = change_kept(start, model, run.save_dtype)
+    say(f"rounded to {run.options.save_dtype}: {kept:.0%} of what training changed is left")
+    if kept < ENOUGH:
+        say("look: what is saved is not what was trained; leave out --save-dtype, or raise --lr")
+    return round_weights(model, run.save_dtype)
 
 
 COMMANDS = {"sft": _sft, "reward": _reward, "ppo": _ppo, "dpo": _dpo}

@@ -91,6 +91,16 @@ def require_vocabulary(
         )
 
 
+def require_32_bits(dtype: torch.dtype) -> None:
+    """Raise ValueError if weights of this dtype are too coarse for the steps of AdamW."""
+    if dtype.itemsize < 4:
+        raise ValueError(
+            f"weights in {str(dtype).removeprefix('torch.')} cannot be trained: most steps of "
+            "AdamW are lost to rounding; keep them in float32 and multiply in bfloat16 (--bf16), "
+            "or train an adapter on them (--lora)"
+        )
+
+
 def require_sound(model: PreTrainedModel, trainer: str, longest: int = 0) -> None:
     """Raise if a model cannot be trained on rows of up to `longest` tokens.
 
@@ -125,7 +135,7 @@ def make_optimizer(
     """Return AdamW. Matrices decay; biases and norms, of one dimension, do not.
 
     Raises:
-        ValueError: no parameter wants a gradient.
+        ValueError: no parameter wants a gradient, or one has 16 bits.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if not parameters:
@@ -133,6 +143,8 @@ def make_optimizer(
             "the model to be trained is frozen; are policy and reference swapped? If not, call "
             "model.requires_grad_(True)"
         )
+    for parameter in parameters:
+        require_32_bits(parameter.dtype)
     matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
     vectors = [parameter for parameter in parameters if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}]

@@ -1,6 +1,7 @@
 """Prompts as each model's tokenizer wants them, and a loss on the answer and its end alone."""
 
 import copy
+from datetime import date, datetime
 
 import pytest
 import tiny_models as tiny
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as kinds
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 from rlhf_edu import data, groups, models, sft
 from rlhf_edu.data import Demonstration, Prompt, Ranking
@@ -22,6 +24,11 @@ LLAMA = (
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>"
+    "{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 WORDS = [*tiny.TEXTS, "[INST] hello [/INST] user assistant"] * 4
 
@@ -72,7 +79,27 @@ def chatml_style() -> PreTrainedTokenizerFast:
     return trained(level, decoders.ByteLevel(), special, **tokens, **extra)
 
 
-STYLES = {"llama": llama_style(), "gpt2": gpt2_style(), "chatml": chatml_style()}
+def gemma_style() -> PreTrainedTokenizerFast:
+    """<eos> is end-of-text, but a turn ends with <end_of_turn>."""
+    special = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
+    tokens = {"eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    extra = {"extra_special_tokens": special[3:], "chat_template": GEMMA}
+    return trained(level, decoders.ByteLevel(), special, **tokens, **extra)
+
+
+STYLES = {
+    "llama": llama_style(),
+    "gpt2": gpt2_style(),
+    "chatml": chatml_style(),
+    "gemma": gemma_style(),
+}
+ENDS = {
+    "llama": "</s>",
+    "gpt2": "<|endoftext|>",
+    "chatml": "<|im_end|>",
+    "gemma": "<end_of_turn>",
+}
 every_style = pytest.mark.parametrize("tokenizer", STYLES.values(), ids=STYLES)
 QUESTIONS = ["Is the cat old?", "Is the hen wet? Is the dog old? Yes!", "dog"]
 ANSWERS = ["Yes! The cat is old.", "wet", "Is the dog old?"]
@@ -80,7 +107,13 @@ EXPECTED = {
     "llama": "<s>[INST] {} [/INST]",
     "gpt2": "<|endoftext|>{}\n",
     "chatml": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "gemma": "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
 }
+
+
+def end_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    style = next(name for name, found in STYLES.items() if found is tokenizer)
+    return tokenizer.convert_tokens_to_ids(ENDS[style])
 
 
 @every_style
@@ -98,8 +131,8 @@ def test_the_mask_covers_the_answer_and_its_end_token_by_token(tokenizer) -> Non
         for i, token in enumerate(tokens):  # one by one: the prompt is not in the loss, …
             expected = (prompts[row] + answers[row])[i]
             assert token == expected and in_loss[i] == (i >= len(prompts[row])), (i, token)
-        assert tokens[-1] == tokenizer.eos_token_id and in_loss[-1] == 1  # … the end is, once
-        assert tokens[len(prompts[row]) :].count(tokenizer.eos_token_id) == 1
+        assert tokens[-1] == end_of(tokenizer) and in_loss[-1] == 1  # … the end is, once
+        assert tokens[len(prompts[row]) :].count(end_of(tokenizer)) == 1
         asked = tokenizer.decode(tokens[: len(prompts[row])])
         said = tokenizer.decode([t for t, m in zip(tokens, in_loss, strict=True) if m][:-1])
         plain = EXPECTED[style].format(question)
@@ -129,7 +162,9 @@ def test_trainers_take_every_style(tokenizer) -> None:
     # A group has the same prompt for all answers, and the end of each.
     group = groups.make_group(tokenizer, Ranking(rows[0].prompt, ANSWERS, (True,) * 3, (1, 2, 3)))
     assert group.prompt == models.encode_prompt(tokenizer, QUESTIONS[0])
-    assert all(answer[-1] == tokenizer.eos_token_id for answer in group.answers)
+    assert all(answer[-1] == end_of(tokenizer) for answer in group.answers)
+    cut = Ranking(rows[0].prompt, ("", "wet"), (False, True), (1, 2))
+    assert groups.make_group(tokenizer, cut).answers[0] == [end_of(tokenizer)]
 
 
 def test_a_conversation_becomes_turns() -> None:
@@ -162,8 +197,10 @@ def test_where_transformers_cannot_read_it_as_letters_a_control_token_is_refused
     tokenizer = STYLES["chatml"]
     right = type(tokenizer).apply_chat_template
 
-    def older(self, messages, add_generation_prompt=False, return_dict=True):
-        return right(self, messages, add_generation_prompt=True, return_dict=False)
+    def older(
+        self, messages, chat_template=None, add_generation_prompt=False, tokenize=True, **options
+    ):
+        return right(self, messages, None, None, chat_template, True, tokenize=tokenize, **options)
 
     monkeypatch.setattr(type(tokenizer), "apply_chat_template", older)
     assert models.encode_prompt(tokenizer, "Is the cat old?")
@@ -206,3 +243,96 @@ def test_tokenizers_remember_how_long_a_prompt_may_be(tokenizer, tmp_path) -> No
     again = AutoTokenizer.from_pretrained(tmp_path)
     ids = models.encode_prompt(again, text)
     assert 30 < len(ids) <= 40 and ids == models.encode_prompt(ours, text)
+
+
+# --- where an answer ends ------------------------------------------------------------------------
+
+
+@every_style
+def test_an_answer_ends_as_the_template_ends_a_turn(tokenizer) -> None:
+    assert models.end_of_answer(tokenizer) == end_of(tokenizer)
+    assert models.ending_ids(None, tokenizer) == sorted({end_of(tokenizer), tokenizer.eos_token_id})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0]['content'] }}",  # no assistant's turn
+        "{% for m in messages %}{{ m['content'] }} and so on<end_of_turn>{% endfor %}",
+        "{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}?",
+    ],
+)
+def test_where_the_template_does_not_say_it_is_end_of_text(template: str) -> None:
+    tokenizer = copy.deepcopy(STYLES["gemma"])
+    tokenizer.chat_template = template
+    assert models.end_of_answer(tokenizer) == tokenizer.eos_token_id
+    tokenizer.chat_template = GEMMA  # and a template that is changed is looked at again
+    assert models.end_of_answer(tokenizer) == 4
+
+
+# --- templates are programs ----------------------------------------------------------------------
+
+DATED = "{{ strftime_now('%d %b %Y') }} {{ strftime_now( \"%Y\" ) }} " + CHATML
+
+
+def on_a_day(monkeypatch, day: str) -> None:
+    """Let this package and transformers believe that today is another day."""
+
+    class Day(date):
+        @classmethod
+        def today(cls) -> date:
+            return date.fromisoformat(day)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None) -> datetime:
+            return datetime.fromisoformat(day)
+
+    monkeypatch.setattr(models, "date", Day)
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+def test_the_first_day_stays_in_the_prompts(monkeypatch, tmp_path) -> None:
+    tokenizer = copy.deepcopy(STYLES["chatml"])
+    tokenizer.chat_template = DATED
+    on_a_day(monkeypatch, "2025-11-27")
+    ids = models.encode_prompt(tokenizer, "Is the cat old?")
+    assert tokenizer.decode(ids).startswith("27 Nov 2025 2025 <|im_start|>user\nIs the cat old?")
+    tokenizer.save_pretrained(tmp_path)
+    on_a_day(monkeypatch, "2026-01-01")
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    for known in (tokenizer, again):
+        assert models.encode_prompt(known, "Is the cat old?") == ids
+        assert models.fix_day(known, "2024-02-03") == "2025-11-27"
+    assert again.chat_template == DATED  # for whoever opens it without this package
+    assert models.fix_day(STYLES["chatml"]) is None
+    again.chat_template = "{% set form = '%d' %}{{ strftime_now(form) }}"
+    with pytest.raises(ValueError, match="fails on a conversation of user: .*its date cannot be"):
+        models.encode_prompt(again, "Is the cat old?")
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"
+DOUBLES = "{% set ns = namespace(x='ab') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 1 / 0 }}", "fails on a conversation of user: ZeroDivisionError: division by zero; ch"),
+        ("{{ 1 + messages }}", "fails on a conversation of user: TypeError: "),
+        ("{% if %}", "refuses a conversation of user: "),
+        (5, "fails on a conversation of user: "),
+        ("{# nothing #}", "writes nothing for a conversation; choose --prompt-format plain"),
+        ("{{ 'x' * 200000 }}", "writes 200,000 letters for a conversation"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        (LOOPS, "TimeoutError: it takes more than 0.2 s"),
+        (DOUBLES + "{% endfor %}{{ ns.x }}", "TimeoutError: it takes more than 0.2 s"),
+    ],
+)
+def test_whatever_a_template_does_is_one_line(template, message: str, monkeypatch) -> None:
+    monkeypatch.setattr(models, "TEMPLATE_SECONDS", 0.2)
+    tokenizer = copy.deepcopy(STYLES["chatml"])
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=message) as error:
+        models.encode_prompt(tokenizer, "Is the cat old?")
+    assert "\n" not in str(error.value)

@@ -76,6 +76,33 @@ def test_shapes_that_never_change_give_the_same_samples(model, temperature: floa
     torch.testing.assert_close(rollout.logprobs, static.logprobs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_every_way_to_end_an_answer_is_honoured(static: bool) -> None:
+    model = tiny.llama()
+    usual = generate(model, TOK, PROMPTS * 4, 20, static=static)
+    # An end that the model's generation_config names, and any token that holds a letter.
+    second = int(usual.response[0, 2])
+    within = [i for i in range(3, 280) if "o" in TOK.decode([i])]
+    assert len(within) > 3
+    model.generation_config.eos_token_id = [2, second]
+    for stop, ends in ((None, [2, second]), ("o", [2, second, *within])):
+        rollout = generate(model, TOK, PROMPTS * 4, 20, static=static, stop=stop)
+        for row, wanted in zip(range(len(rollout)), usual.response.tolist(), strict=True):
+            first = next((i for i, token in enumerate(wanted) if token in ends), None)
+            if usual.ended[row] and first is None:
+                first = int(usual.lengths[row]) - 1
+            assert rollout.ended[row] == (first is not None)
+            assert rollout.lengths[row] == (20 if first is None else first + 1)
+    assert generation._ending_ids(model, TOK, None).tolist() == sorted([2, second])
+
+
+def test_a_text_does_not_show_its_end() -> None:
+    model = Script([40, 41, 42, 43])
+    model.generation_config = type("Config", (), {"eos_token_id": 42})
+    rollout = generate(model, TOK, [[1, 5, 6]], 4)
+    assert rollout.ended.all() and rollout.texts(TOK) == [TOK.decode([40, 41])]
+
+
 def record_on_cpu(step, device):
     """As a CUDA graph: note every operation once, and do the same again with the same tensors."""
     assert device.type == "cpu"
@@ -211,6 +238,15 @@ def test_a_token_of_probability_0_is_never_drawn() -> None:
     logits = torch.tensor([[-1e9, 0.0, -1e9, 0.0, -1e9]]).expand(3, -1)
     edges = torch.tensor([0.0, 0.5, 1 - 1e-16], dtype=torch.float64)
     assert generation._draw(logits, edges, 1.0).tolist() == [1, 3, 3]
+
+
+def test_a_thin_tail_keeps_its_share() -> None:
+    # One token takes nearly all, and 10,000 the rest: in 32 bits sixty of them share one sum.
+    law = torch.full((1, 10_001), 1e-9)
+    law[0, 0] = 1 - 1e-5
+    places = 1 - 0.5e-5 + torch.arange(0, 10, dtype=torch.float64) * 2e-8
+    steps = generation._draw(law.log().expand(10, -1), places, 1.0).diff()
+    assert ((steps > 10) & (steps < 30)).all()
 
 
 def test_stop_ends_an_answer() -> None:

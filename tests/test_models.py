@@ -79,7 +79,7 @@ def test_seed_of_new_llama_leaves_the_global_one_alone() -> None:
 def test_a_saved_policy_is_the_rounded_one(tmp_path: Path, model) -> None:
     folder = tmp_path / "policy"
     for _ in range(2):  # the second time it replaces a folder
-        models.save_model(models.round_weights(model), TOK, folder)
+        models.save_model(models.round_weights(model), TOK, folder, torch.bfloat16)
     loaded = models.load_policy(folder)
     ids = torch.tensor([ROWS[0]])
     assert torch.equal(loaded(ids).logits, model(ids).logits)
@@ -90,13 +90,23 @@ def test_a_saved_policy_is_the_rounded_one(tmp_path: Path, model) -> None:
 
 
 def test_a_saved_reward_model_keeps_its_head(tmp_path: Path) -> None:
-    model = models.round_weights(models.scalar_model_from(tiny.llama()))
+    model = models.scalar_model_from(tiny.llama())
     with torch.no_grad():
         models.scalar_head(model).bias.fill_(1.2345678)
-    models.save_model(model, TOK, tmp_path / "rm")
+    head = [p.clone() for p in models.scalar_head(model).parameters()]
+    models.round_weights(model)
+    assert all(map(torch.equal, head, models.scalar_head(model).parameters()))
+    models.save_model(model, TOK, tmp_path / "rm", torch.bfloat16)
     loaded = models.load_scalar_model(tmp_path / "rm")
     stored = loaded.state_dict()
     assert all(torch.equal(stored[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_a_policy_may_have_one_label(tmp_path: Path) -> None:
+    # As the base of a reward model, loaded in the place of a policy.
+    model = tiny.llama(num_labels=1)
+    models.save_model(models.round_weights(model), TOK, tmp_path / "policy", torch.bfloat16)
+    assert torch.equal(models.load_policy(tmp_path / "policy").lm_head.weight, model.lm_head.weight)
 
 
 def test_missing_models_are_named(tmp_path: Path) -> None:

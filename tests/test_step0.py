@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import re
 
 import pytest
 import tiny_models as tiny
@@ -148,7 +149,18 @@ def test_another_reference_is_found_unless_it_is_meant() -> None:
         train_ppo(tiny.llama(), reference=tiny.llama(5))
     for train in (train_dpo, train_ppo):
         history = train(tiny.llama(), reference=tiny.llama(5), same_start=False)
-        assert history[0]["step_0"].startswith("ok") and "need not be" in history[0]["step_0"]
+        assert re.match("ok: .*need not be|look: no answer ended", history[0]["step_0"])
+
+
+@pytest.mark.parametrize("same_start", [True, False])
+def test_step_0_says_whether_any_answer_ended(same_start: bool) -> None:
+    policy = tiny.llama()
+    found = {}
+    for ends in (list(range(280)), [2]):
+        policy.generation_config.eos_token_id = ends
+        found[len(ends)] = train_ppo(policy, same_start=same_start)[0]["step_0"]
+    assert found[280].startswith("ok: ratio 1")
+    assert found[1].startswith("look: no answer ended within 8 tokens; raise") and "KL" in found[1]
 
 
 # --- temperature on one side ---------------------------------------------------------------------
