@@ -300,6 +300,7 @@ def test_checksums_are_checked_too(content: str, tmp_path: Path) -> None:
         run_sft(**keep(tmp_path))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' list of open files")
 def test_what_is_loaded_does_not_hang_on_the_file(tmp_path: Path) -> None:
     """A view of a file's memory changes, or is gone, with the file."""
     run_sft(stop_at(3), **keep(tmp_path))
@@ -310,8 +311,8 @@ def test_what_is_loaded_does_not_hang_on_the_file(tmp_path: Path) -> None:
         patch.setattr(sft, "started", lambda history: stop_at(0)({"step": 0}))
         with pytest.raises(KeyboardInterrupt):
             run_sft(**keep(tmp_path))
-    moments = [moment for state in found[0].state.values() for moment in state.values()]
-    assert moments and all(m.untyped_storage().nbytes() == m.nbytes for m in moments)
+    assert all(state for state in found[0].state.values())
+    assert "state.safetensors" not in Path("/proc/self/maps").read_text()
 
 
 def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path: Path) -> None:
