@@ -45,6 +45,7 @@ from transformers.modeling_layers import GenericForTokenClassification
 from rlhf_edu.data import to_messages, write_text
 from rlhf_edu.economy import frugal, part_size
 from rlhf_edu.losses import token_logprobs
+from rlhf_edu.rows import UnfitModel
 
 # The one format of every prompt, for every model. The line break is the cue to answer.
 PROMPT_TEMPLATE = "{prompt}\n"
@@ -106,10 +107,6 @@ def _existing(folder: str | Path, what: str = "model", file: str = "config.json"
     if not Path(folder, file).is_file():
         raise FileNotFoundError(f"{folder} holds no {what} ({file} is missing)")
     return str(folder)
-
-
-class UnfitModel(ValueError):
-    """A folder that can be read, but holds another model than the one that was asked for."""
 
 
 def load_config(name: str | Path) -> PreTrainedConfig:

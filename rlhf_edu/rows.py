@@ -19,8 +19,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rlhf_edu.models import UnfitModel
-
 Rows = Iterator[tuple[str, Any]]
 
 # A longer line, or JSON value over many lines, is no row but a damaged or hostile file.
@@ -354,6 +352,10 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
     with one_line_errors(name):
         rows = datasets.load_dataset(repository, split=split or "train")
     yield from ((f"{name}, row {i}", row) for i, row in enumerate(rows, 1))
+
+
+class UnfitModel(ValueError):
+    """A folder that can be read, but holds another model than the one that was asked for."""
 
 
 @contextlib.contextmanager
