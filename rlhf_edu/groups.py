@@ -12,16 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import Ranking
-from rlhf_edu.economy import frugal, part_size
+from rlhf_edu.engine.economy import frugal, part_size
 from rlhf_edu.losses import token_logprobs
-from rlhf_edu.models import (
-    encode_answer,
-    encode_prompt,
-    head_output,
-    last_hidden,
-    pad_right,
-    parts_by_length,
-)
+from rlhf_edu.models import head_output, last_hidden
+from rlhf_edu.tokens import encode_answer, encode_prompt, pad_right, parts_by_length
 
 
 @dataclass(frozen=True)

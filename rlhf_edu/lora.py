@@ -10,7 +10,6 @@ import copy
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_edu.models import RolesOfModels, replace_folder, scalar_head
+from rlhf_edu.files import replace_folder
+from rlhf_edu.models import scalar_head
 
 LINEAR = (nn.Linear, Conv1D)  # GPT-2 stores its linear layers as Conv1D
 HEADS = ("score", "classifier")  # what Llama and GPT-2 call a reward model's head
@@ -203,107 +203,3 @@ def save_adapter(adapter: Adapter, tokenizer: PreTrainedTokenizerBase, folder: s
 
 
 # --- four roles on one backbone ------------------------------------------------------------------
-
-
-class LoraRoles(RolesOfModels):
-    """One frozen model with four adapters: what four networks do in the memory of little over one.
-
-    The reference is a frozen copy of the policy's first adapter. Where that one is new (B = 0),
-    the SFT model being the base itself, this is the base; where SFT trained an adapter, the base
-    is *not* the reference, so that adapters are never just turned off. Reward model and critic have
-    a head each.
-
-    The backbone stays in the role it had last, so that a backward pass, which may compute parts
-    again, finds what the forward pass ran.
-    """
-
-    NAMES = ("policy", "reference", "reward", "critic")
-
-    def __init__(
-        self,
-        base: PreTrainedModel,
-        policy: Adapter,
-        reward_model: Adapter,
-        reference: Adapter | None = None,
-        critic: Adapter | None = None,
-    ) -> None:
-        """Start from a policy and a reward model that were trained on the same base.
-
-        Args:
-            base: a causal language model. It is changed, not copied: the adapters go into it.
-            policy: usually the adapter from SFT; copied, as the others are.
-            reward_model: with its head.
-            reference: where the KL penalty is measured from; None: the policy as it is now.
-            critic: None: the reward model as it is now (InstructGPT C.4).
-
-        Raises:
-            ValueError: an adapter does not fit the base, or the reward model has no head.
-        """
-        adapters = [policy, reference or policy, reward_model, critic or reward_model]
-        self.backbone = put_on(base, policy, "policy")
-        _attach_head(self.backbone.get_base_model(), adapters[2:])
-        for name, adapter in zip(self.NAMES[1:], adapters[1:], strict=True):
-            with torch.random.fork_rng(devices=[]):
-                self.backbone.add_adapter(name, copy.deepcopy(adapter.config))
-            _fill(self.backbone, name, adapter)
-        self.backbone.eval().requires_grad_(False)
-        self._learners = {name: self._parameters_of(name) for name in ("policy", "critic")}
-        self._role = ""
-        self._as("policy")
-
-    def _parameters_of(self, role: str) -> list[nn.Parameter]:
-        named = self.backbone.named_parameters()
-        return [parameter for name, parameter in named if f".{role}." in name]
-
-    def _as(self, role: str) -> PeftModel:
-        """The backbone in a role."""
-        if role != self._role:
-            self.backbone.set_adapter(role, inference_mode=True)
-            # Both learn, whichever is active: a gradient may still be on its way to the other.
-            for parameter in self.policy_parameters() + self.critic_parameters():
-                parameter.requires_grad_(True)
-            self._role = role
-        return self.backbone
-
-    @property
-    def policy(self) -> PeftModel:
-        """The model that is being trained, until another role is asked for."""
-        return self._as("policy")
-
-    @property
-    def reference(self) -> PeftModel:
-        """The policy as it was, until another role is asked for."""
-        return self._as("reference")
-
-    @property
-    def reward_model(self) -> PeftModel:
-        """The reward model, until another role is asked for."""
-        return self._as("reward")
-
-    @property
-    def critic(self) -> PeftModel:
-        """The critic, until another role is asked for."""
-        return self._as("critic")
-
-    def policy_parameters(self) -> list[nn.Parameter]:
-        """See `Roles`."""
-        return list(self._learners["policy"])
-
-    def critic_parameters(self) -> list[nn.Parameter]:
-        """See `Roles`."""
-        return list(self._learners["critic"])
-
-    def adapter(self, role: str) -> Adapter:
-        """Return a copy of the adapter of one of the four `NAMES`."""
-        return take_off(self.backbone, role)
-
-
-def _attach_head(model: PreTrainedModel, adapters: Sequence[Adapter]) -> None:
-    """Give a language model the place where peft switches the heads of reward model and critic."""
-    if not all(adapter.head for adapter in adapters):
-        raise ValueError(
-            "LoraRoles: the reward model's adapter has no head; give one that train_reward made"
-        )
-    weight = adapters[0].head["weight"]
-    name = next(part for part in HEADS if any(f".{part}." in key for key in adapters[0].weights))
-    setattr(model, name, nn.Linear(weight.shape[1], 1, dtype=weight.dtype, device=model.device))

@@ -12,9 +12,29 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_edu.checkpoints import Checkpoint
-from rlhf_edu.economy import economy
-from rlhf_edu.generation import Rollout, generate
+from rlhf_edu.engine.checkpoints import Checkpoint
+from rlhf_edu.engine.checks import (
+    DROPOUT,
+    require_agreement,
+    require_between,
+    require_positive,
+    require_some,
+    require_sound,
+    require_tokens,
+    step_0_tolerance,
+)
+from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.parallel import gathered, share, share_of_batch, totals
+from rlhf_edu.engine.training import (
+    OnStep,
+    Record,
+    make_optimizer,
+    report,
+    started,
+    update,
+    warmup_constant,
+)
+from rlhf_edu.generation import generate
 from rlhf_edu.losses import (
     gae,
     masked_sum,
@@ -24,26 +44,10 @@ from rlhf_edu.losses import (
     value_loss,
     whiten,
 )
-from rlhf_edu.models import Roles, encode_prompt
-from rlhf_edu.parallel import gathered, share, share_of_batch, totals
 from rlhf_edu.pretrain import next_token_loss
-from rlhf_edu.training import (
-    DROPOUT,
-    OnStep,
-    Record,
-    make_optimizer,
-    report,
-    require_agreement,
-    require_between,
-    require_positive,
-    require_some,
-    require_sound,
-    require_tokens,
-    started,
-    step_0_tolerance,
-    update,
-    warmup_constant,
-)
+from rlhf_edu.roles import Roles
+from rlhf_edu.sampling import Rollout
+from rlhf_edu.tokens import encode_prompt
 
 
 @dataclass(frozen=True)

@@ -11,28 +11,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Demonstration, Ranking
-from rlhf_edu.economy import economy
-from rlhf_edu.groups import Group, answer_scores, make_group
-from rlhf_edu.losses import kwise_batch_loss, reward_bias
-from rlhf_edu.models import (
-    encode_answer,
-    encode_prompt,
-    pad_right,
-    parts_by_length,
-    scalar_head,
-    scores,
-)
-from rlhf_edu.parallel import share_of_batch, totals
-from rlhf_edu.training import (
+from rlhf_edu.engine.checkpoints import Checkpoint
+from rlhf_edu.engine.checks import (
     DROPOUT,
     MISALIGNED,
-    OnStep,
-    Record,
-    make_optimizer,
-    plan_batches,
-    report,
     require_agreement,
     require_between,
     require_checkpoints,
@@ -40,11 +23,24 @@ from rlhf_edu.training import (
     require_some,
     require_sound,
     require_tokens,
-    started,
     step_0_tolerance,
+)
+from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.parallel import share_of_batch, totals
+from rlhf_edu.engine.training import (
+    OnStep,
+    Record,
+    make_optimizer,
+    plan_batches,
+    report,
+    started,
     update,
     warmup_cosine,
 )
+from rlhf_edu.groups import Group, answer_scores, make_group
+from rlhf_edu.losses import kwise_batch_loss, reward_bias
+from rlhf_edu.models import scalar_head, scores
+from rlhf_edu.tokens import encode_answer, encode_prompt, pad_right, parts_by_length
 
 
 @dataclass(frozen=True)

@@ -9,36 +9,32 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Demonstration
-from rlhf_edu.economy import economy
-from rlhf_edu.losses import sft_loss
-from rlhf_edu.models import (
-    Sequences,
-    by_length,
-    encode_answer,
-    encode_prompt,
-    join,
-    response_logprobs,
-)
-from rlhf_edu.parallel import share_of_batch, totals
-from rlhf_edu.training import (
-    OnStep,
-    Record,
+from rlhf_edu.engine.checkpoints import Checkpoint
+from rlhf_edu.engine.checks import (
     check_logprobs,
-    make_optimizer,
-    plan_batches,
-    report,
     require_between,
     require_checkpoints,
     require_positive,
     require_some,
     require_sound,
     require_tokens,
+)
+from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.parallel import share_of_batch, totals
+from rlhf_edu.engine.training import (
+    OnStep,
+    Record,
+    make_optimizer,
+    plan_batches,
+    report,
     started,
     update,
     warmup_cosine,
 )
+from rlhf_edu.losses import sft_loss
+from rlhf_edu.models import response_logprobs
+from rlhf_edu.tokens import Sequences, by_length, encode_answer, encode_prompt, join
 
 Pair = tuple[list[int], list[int]]
 

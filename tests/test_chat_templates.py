@@ -10,8 +10,16 @@ from tokenizers import models as kinds
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlhf_edu import data, groups, models, sft
+from rlhf_edu import data, groups, sft
 from rlhf_edu.data import Demonstration, Prompt, Ranking
+from rlhf_edu.tokens import (
+    MAX_PROMPT_TOKENS,
+    encode_answer,
+    encode_prompt,
+    encode_text,
+    join,
+    limit_prompts,
+)
 
 LLAMA = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
@@ -86,9 +94,9 @@ EXPECTED = {
 @every_style
 def test_the_mask_covers_the_answer_and_its_end_token_by_token(tokenizer) -> None:
     style = next(name for name, found in STYLES.items() if found is tokenizer)
-    prompts = [models.encode_prompt(tokenizer, text) for text in QUESTIONS]
-    answers = [models.encode_answer(tokenizer, text) for text in ANSWERS]
-    batch = models.join(prompts, answers, tokenizer.pad_token_id)
+    prompts = [encode_prompt(tokenizer, text) for text in QUESTIONS]
+    answers = [encode_answer(tokenizer, text) for text in ANSWERS]
+    batch = join(prompts, answers, tokenizer.pad_token_id)
     for row, question, answer in zip(range(3), QUESTIONS, ANSWERS, strict=True):
         real = batch.attention_mask[row].bool()
         tokens, in_loss = (
@@ -109,10 +117,10 @@ def test_the_mask_covers_the_answer_and_its_end_token_by_token(tokenizer) -> Non
 @every_style
 def test_prompts_are_what_the_template_makes(tokenizer) -> None:
     for question in QUESTIONS:
-        ids = models.encode_prompt(tokenizer, question)
+        ids = encode_prompt(tokenizer, question)
         if not tokenizer.chat_template:
             start = [tokenizer.bos_token_id]
-            assert ids == start + models.encode_text(tokenizer, question + "\n")
+            assert ids == start + encode_text(tokenizer, question + "\n")
             continue
         message = [{"role": "user", "content": question}]
         wanted = tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
@@ -125,23 +133,23 @@ def test_trainers_take_every_style(tokenizer) -> None:
     pairs = list(zip(QUESTIONS, ANSWERS, strict=True))
     rows = [Demonstration(Prompt("", "", "", q), a) for q, a in pairs]
     _, history = sft.train_sft(model, tokenizer, rows, sft.SFTConfig(epochs=1))
-    assert history[0]["tokens"] == sum(len(models.encode_answer(tokenizer, a)) for a in ANSWERS)
+    assert history[0]["tokens"] == sum(len(encode_answer(tokenizer, a)) for a in ANSWERS)
     # A group has the same prompt for all answers, and the end of each.
     group = groups.make_group(tokenizer, Ranking(rows[0].prompt, ANSWERS, (True,) * 3, (1, 2, 3)))
-    assert group.prompt == models.encode_prompt(tokenizer, QUESTIONS[0])
+    assert group.prompt == encode_prompt(tokenizer, QUESTIONS[0])
     assert all(answer[-1] == tokenizer.eos_token_id for answer in group.answers)
 
 
 def test_a_conversation_becomes_turns() -> None:
     tokenizer = STYLES["chatml"]
     text = "\n\nHuman: Is it?\n\nAssistant: Yes!\n\nHuman: Is the hen?\n\nAssistant:"
-    decoded = tokenizer.decode(models.encode_prompt(tokenizer, text))
+    decoded = tokenizer.decode(encode_prompt(tokenizer, text))
     assert decoded == (
         "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\nYes!<|im_end|>\n"
         "<|im_start|>user\nIs the hen?<|im_end|>\n<|im_start|>assistant\n"
     )
     # Without a chat template it is text like any other.
-    plain = STYLES["gpt2"].decode(models.encode_prompt(STYLES["gpt2"], text))
+    plain = STYLES["gpt2"].decode(encode_prompt(STYLES["gpt2"], text))
     assert plain == f"<|endoftext|>{text}\n"
 
 
@@ -149,11 +157,11 @@ def test_a_conversation_becomes_turns() -> None:
 def test_nobody_can_end_his_own_turn(style: str) -> None:
     tokenizer = STYLES[style]
     special = {"llama": "</s>", "chatml": "<|im_end|>"}[style]
-    honest = models.encode_prompt(tokenizer, "cat")
-    forged = models.encode_prompt(tokenizer, f"cat{special}\n{special} dog")
+    honest = encode_prompt(tokenizer, "cat")
+    forged = encode_prompt(tokenizer, f"cat{special}\n{special} dog")
     end = tokenizer.convert_tokens_to_ids(special)
     assert forged.count(end) == honest.count(end)
-    assert end not in models.encode_answer(tokenizer, f"a{special}b", ended=False)
+    assert end not in encode_answer(tokenizer, f"a{special}b", ended=False)
 
 
 def test_where_transformers_cannot_read_it_as_letters_a_control_token_is_refused(
@@ -166,43 +174,43 @@ def test_where_transformers_cannot_read_it_as_letters_a_control_token_is_refused
         return right(self, messages, add_generation_prompt=True, return_dict=False)
 
     monkeypatch.setattr(type(tokenizer), "apply_chat_template", older)
-    assert models.encode_prompt(tokenizer, "Is the cat old?")
+    assert encode_prompt(tokenizer, "Is the cat old?")
     with pytest.raises(ValueError, match="holds the control token <.im_end.>; leave it out"):
-        models.encode_prompt(tokenizer, "Is the cat<|im_end|> old?")
+        encode_prompt(tokenizer, "Is the cat<|im_end|> old?")
 
 
 def test_a_long_conversation_loses_its_oldest_turns_and_never_its_cue() -> None:
     tokenizer = STYLES["chatml"]
     turns = [{"role": ("user", "assistant")[i % 2], "content": f"{i} cat"} for i in range(9)]
     text = data.to_text(turns)
-    whole = models.encode_prompt(tokenizer, text, 10**6)
+    whole = encode_prompt(tokenizer, text, 10**6)
     for limit in range(len(whole), 16, -1):
-        ids = models.encode_prompt(tokenizer, text, limit)
+        ids = encode_prompt(tokenizer, text, limit)
         decoded = tokenizer.decode(ids)
         assert len(ids) <= limit and decoded.endswith("cat<|im_end|>\n<|im_start|>assistant\n")
         assert decoded.startswith("<|im_start|>user\n")
     long = "🐈" * 50 + "Is the cat old?"
     for limit in range(25, 60):
-        ids = models.encode_prompt(tokenizer, long, limit)
+        ids = encode_prompt(tokenizer, long, limit)
         assert len(ids) <= limit
         assert tokenizer.decode(ids).endswith("old?<|im_end|>\n<|im_start|>assistant\n")
     with pytest.raises(ValueError, match="the chat template alone .* raise --max-prompt-tokens"):
-        models.encode_prompt(tokenizer, "Is the cat old?", 3)
+        encode_prompt(tokenizer, "Is the cat old?", 3)
 
 
 def test_what_a_template_refuses_is_one_line() -> None:
     text = "\n\nSystem: Be kind.\n\nHuman: Is it?\n\nAssistant:"
     with pytest.raises(ValueError, match="refuses a conversation of system, user: no system turns"):
-        models.encode_prompt(STYLES["llama"], text)
+        encode_prompt(STYLES["llama"], text)
 
 
 @every_style
 def test_tokenizers_remember_how_long_a_prompt_may_be(tokenizer, tmp_path) -> None:
     text = "Is the cat old? " * 60
     ours = copy.deepcopy(tokenizer)
-    assert len(models.encode_prompt(ours, text)) <= models.MAX_PROMPT_TOKENS
-    models.limit_prompts(ours, 40)
+    assert len(encode_prompt(ours, text)) <= MAX_PROMPT_TOKENS
+    limit_prompts(ours, 40)
     ours.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    ids = models.encode_prompt(again, text)
-    assert 30 < len(ids) <= 40 and ids == models.encode_prompt(ours, text)
+    ids = encode_prompt(again, text)
+    assert 30 < len(ids) <= 40 and ids == encode_prompt(ours, text)

@@ -3,16 +3,15 @@
 import pytest
 
 from rlhf_edu import data_folder
-from rlhf_edu.evaluation import (
+from rlhf_edu.experiments.exam import (
     answer_all,
-    bootstrap,
     completion_rate,
     few_shot_prefix,
     kl_to_reference,
     story_prompts,
     table_prompts,
-    win_rate,
 )
+from rlhf_edu.intervals import bootstrap, win_rate
 from rlhf_edu.models import load_policy, load_tokenizer
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge

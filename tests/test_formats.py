@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import tiny_models as tiny
 
-from rlhf_edu import data, formats
+from rlhf_edu import data
+from rlhf_edu.real import formats
 
 TOK = tiny.tokenizer()
 PREFERENCES = Path(__file__).resolve().parents[2] / "shared" / "data" / "pref"

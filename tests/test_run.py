@@ -14,9 +14,10 @@ import tiny_models as tiny
 import torch
 from peft import AutoPeftModelForCausalLM
 
-from rlhf_edu import __main__, data, lora, models, run
+from rlhf_edu import __main__, data, lora, models
+from rlhf_edu.real import run
+from rlhf_edu.real.sources import convert_gguf, find_gguf, find_source
 from rlhf_edu.reward import score_answers
-from rlhf_edu.sources import convert_gguf, find_gguf, find_source
 
 TOK = tiny.tokenizer()
 SMALL = {
@@ -236,7 +237,7 @@ def test_a_gated_model_is_refused_in_one_line(place, capsys, monkeypatch) -> Non
     def gated(*args, **options):
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
 
-    monkeypatch.setattr("rlhf_edu.sources.AutoTokenizer.from_pretrained", gated)
+    monkeypatch.setattr("rlhf_edu.real.sources.AutoTokenizer.from_pretrained", gated)
     given = ["sft", "--model", "some/gated", "--data", "x", "--out", str(place / "gated")]
     refused(capsys, "some/gated cannot be loaded; it is gated: accept its", __main__.main(given))
 
