@@ -28,6 +28,7 @@ from rlhf_edu.engine.checks import (
     step_0_tolerance,
 )
 from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.groups import Group, answer_logprobs, make_group
 from rlhf_edu.engine.parallel import gathered, share, share_of_batch, totals
 from rlhf_edu.engine.training import (
     OnStep,
@@ -39,7 +40,6 @@ from rlhf_edu.engine.training import (
     update,
     warmup_cosine,
 )
-from rlhf_edu.groups import Group, answer_logprobs, make_group
 from rlhf_edu.losses import dpo_loss, ipo_loss, length_normalised_dpo_loss
 
 LOSSES = ("dpo", "ipo", "length-normalised")

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.engine.parallel import gathered, share
+from rlhf_edu.engine.sampling_cuda import _has_static_cache, _sample_static
 from rlhf_edu.sampling import Rollout, _sample, _stack
-from rlhf_edu.sampling_cuda import _has_static_cache, _sample_static
 from rlhf_edu.tokens import encode_prompt, pad_left, parts_by_length
 
 

@@ -26,6 +26,7 @@ from rlhf_edu.engine.checks import (
     step_0_tolerance,
 )
 from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.groups import Group, answer_scores, make_group
 from rlhf_edu.engine.parallel import share_of_batch, totals
 from rlhf_edu.engine.training import (
     OnStep,
@@ -37,7 +38,6 @@ from rlhf_edu.engine.training import (
     update,
     warmup_cosine,
 )
-from rlhf_edu.groups import Group, answer_scores, make_group
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
 from rlhf_edu.models import scalar_head, scores
 from rlhf_edu.tokens import encode_answer, encode_prompt, pad_right, parts_by_length

@@ -10,8 +10,9 @@ from tokenizers import models as kinds
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlhf_edu import data, groups, sft
+from rlhf_edu import data, sft
 from rlhf_edu.data import Demonstration, Prompt, Ranking
+from rlhf_edu.engine import groups
 from rlhf_edu.tokens import (
     MAX_PROMPT_TOKENS,
     encode_answer,

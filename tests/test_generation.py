@@ -7,7 +7,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig
 from transformers.cache_utils import Cache
 
-from rlhf_edu import losses, sampling, sampling_cuda
+from rlhf_edu import losses, sampling
+from rlhf_edu.engine import sampling_cuda
 from rlhf_edu.engine.economy import bf16_products
 from rlhf_edu.generation import generate
 from rlhf_edu.models import response_logits, response_logprobs

@@ -14,9 +14,9 @@ from rlhf_edu.data import read_rankings
 from rlhf_edu.dpo import DPOConfig
 from rlhf_edu.experiments.build import save_stages
 from rlhf_edu.experiments.ladder import STAGES, Ladder, Recipe
+from rlhf_edu.experiments.plots import NAMES
 from rlhf_edu.experiments.report import describe_ladder, plot_ladder, side_by_side, table
 from rlhf_edu.models import load_scalar_model
-from rlhf_edu.plots import NAMES
 from rlhf_edu.ppo import PPOConfig
 from rlhf_edu.reward import RewardConfig, score_answers
 from rlhf_edu.sft import SFTConfig

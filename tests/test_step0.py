@@ -8,8 +8,9 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import dpo, generation, groups, models, ppo, pretrain, reward, sft, tokens
+from rlhf_edu import dpo, generation, models, ppo, pretrain, reward, sft, tokens
 from rlhf_edu.data import Ranking
+from rlhf_edu.engine import groups
 from rlhf_edu.roles import SeparateRoles
 
 TOK = tiny.tokenizer()

@@ -11,7 +11,7 @@ from rlhf_edu import data_folder
 from rlhf_edu.bench.plan import WORKER, Plan, range_text, run_worker, spread
 from rlhf_edu.bench.worker import Job
 from rlhf_edu.experiments.grid import Cells, run_grid
-from rlhf_edu.plots import BLUE, GREY, ORANGE, style
+from rlhf_edu.experiments.plots import BLUE, GREY, ORANGE, style
 
 START = Job("ours", "ppo", batch=16, tokens=16)
 # What grows eightfold, the stage in which it does, and its sizes.

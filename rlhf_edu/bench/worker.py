@@ -33,8 +33,8 @@ from transformers import (
 
 from rlhf_edu import __version__, data_folder, dpo, ppo, reward, sft
 from rlhf_edu.data import Prompt, Ranking, read_demonstrations, read_prompts, read_rankings
+from rlhf_edu.engine.groups import Group, make_group
 from rlhf_edu.engine.training import number_of_batches, plan_batches
-from rlhf_edu.groups import Group, make_group
 from rlhf_edu.models import count_parameters, load_tokenizer, scalar_model_from
 from rlhf_edu.roles import SeparateRoles
 from rlhf_edu.tokens import PROMPT_TEMPLATE, encode_prompt

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from rlhf_edu.course.notebook import picture_html, png
 from rlhf_edu.course.widgets import WIDE, Panel
-from rlhf_edu.plots import BLUE, ORANGE
+from rlhf_edu.experiments.plots import BLUE, ORANGE
 
 Cells = Mapping[str, Mapping[str, Any]]
 

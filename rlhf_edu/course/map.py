@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from rlhf_edu.plots import _HEIGHT, _STEP, _WIDTH, GREY
+from rlhf_edu.experiments.plots import _HEIGHT, _STEP, _WIDTH, GREY
 
 _ROWS = (
     ("goes in", "#FBEFC9", 4.7),

@@ -35,8 +35,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import Prompt
+from rlhf_edu.experiments.plots import style
 from rlhf_edu.models import load_policy, load_scalar_model, load_tokenizer
-from rlhf_edu.plots import style
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge
 from rlhf_edu.tinyweb.prompts import make_prompts

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf_edu.experiments.exam import Answers
-from rlhf_edu.plots import COLOURS, NAMES
+from rlhf_edu.experiments.plots import COLOURS, NAMES
 
 
 def table(report: dict[str, Any]) -> str:
