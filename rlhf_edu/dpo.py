@@ -25,10 +25,10 @@ from rlhf_edu.engine.checks import (
     step_0_tolerance,
 )
 from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.groups import Group, answer_logprobs, make_group
 from rlhf_edu.engine.loop import Loop, OnPhase, TrainConfig, begin
 from rlhf_edu.engine.parallel import gathered, share
 from rlhf_edu.engine.training import OnStep, Record, make_optimizer
-from rlhf_edu.engine.groups import Group, answer_logprobs, make_group
 from rlhf_edu.losses import (
     dpo_loss,
     hinge_loss,
@@ -319,10 +319,8 @@ def train_dpo(
         on_phase: called with "reference" and "training" when these begin.
 
     Returns:
-        The policy, and one record per step, until the end or an interrupt, of means over pairs
-        before the step: step, epoch, loss, margin (chosen less rejected implicit reward), accuracy
-        (margins above 0), chosen_reward, rejected_reward, chosen_logprob, rejected_logprob (nats
-        per answer; that the chosen one falls too is normal), lr, norm, seconds, step_0.
+        The policy, and one record per step, until the end or an interrupt: step, epoch, loss, what
+        `diagnostics` says, lr, norm, seconds, step_0.
 
     Raises:
         ValueError: there are no rankings, or no two different answers that are not tied.
@@ -334,10 +332,10 @@ def train_dpo(
     lengths = [group.longest for group in groups]
     require_sound(policy, "train_dpo", max(lengths))
     require_sound(reference, "train_dpo", max(lengths))
-    references = [torch.zeros(len(group.answers), device=policy.device) for group in groups]
+    # The reference never changes: one pass over the data before training is all it has to do.
+    begin(on_phase, "reference")
+    references = [torch.zeros(len(group.answers)) for group in groups]
     if preference.needs_reference:
-        begin(on_phase, "reference")
-        # It never changes: one pass over the data before training is all it has to do.
         with economy(config, reference):
             references = reference_sums(reference, tokenizer, groups)
     optimizer = make_optimizer(policy.parameters(), config.lr, config.weight_decay)
@@ -363,11 +361,14 @@ def train_dpo(
             loop.descend(batch.weight * mean)
 
             # 4. Report and save.
-            loop.report(epoch=batch.epoch, **_diagnostics(up, down, pairs))
+            loop.report(epoch=batch.epoch, **diagnostics(up, down, pairs))
     return policy, loop.history
 
 
-def _diagnostics(up: Tensor, down: Tensor, pairs: Pairs) -> Record:
+def diagnostics(up: Tensor, down: Tensor, pairs: Pairs) -> Record:
+    """Means over pairs: margin (chosen less rejected reward), accuracy (margins above 0), the two
+    rewards, and the two log-probs, nats per answer; that the chosen one falls too is normal.
+    """
     return {
         "margin": (up - down).mean().item(),
         "accuracy": (up > down).float().mean().item(),

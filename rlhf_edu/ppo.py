@@ -371,7 +371,13 @@ def learn(
 
 
 def summarise(experience: Experience, updates: list[dict[str, float]]) -> dict[str, Any]:
-    """What a step's record says about its rollout and its updates."""
+    """What a step's record says: its rollout, and the means over its updates.
+
+    reward (mean score), reward_spread (best less worst), kl (nats per answer), length (tokens),
+    ended (share), surprise (nats per token), policy_loss, ptx_loss, value_loss, clip_fraction,
+    approx_kl, ratio_mean, ratio_first (of the first update), norm; the record has step, beta, lr
+    and seconds besides, and the first one step_0, what `check_step_0` found.
+    """
     rollout = experience.rollout
     means = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
     first = {"ratio_first": updates[0]["ratio_mean"]} if "ratio_mean" in means else {}
@@ -404,20 +410,15 @@ def train_ppo(
 
     Args:
         roles: policy, reference, reward model and critic.
-        tokenizer: of all of them.
         prompts: texts to answer; drawn at random, each once before any comes again.
         config, on_step: settings, and what is called with the record of each step.
         ptx_blocks: (N, T) pretraining text, needed if `config.ptx_coef` is not 0.
-        reward: from n prompts and their n answers, as texts, to n scores, in the place of the
-            reward model: a rule, a checker of facts, a person.
+        reward: from n prompts and n answers, as texts, to n scores, instead of the reward model.
         formulas: your own in the place of the package's, as `Formulas(policy_loss=mine)`.
         on_phase: called with "rollout", "evaluation" and "optimisation" as each begins.
 
     Returns:
-        The roles, and one record per step, until the end or Ctrl-C: step, reward (mean score),
-        reward_spread (best less worst), kl (nats per answer), length (tokens), ended (share),
-        surprise (nats per token), the losses, clip_fraction, approx_kl, ratio_mean, ratio_first,
-        norm, lr, beta, seconds, and on the first step_0, what `check_step_0` found.
+        The roles, and one record per step, until the end or Ctrl-C; see `summarise`.
 
     Raises:
         ValueError: no prompts, a prompt too long, or ptx_coef without ptx_blocks.
@@ -433,15 +434,9 @@ def train_ppo(
             # 1. Rollout: the policy answers a batch of prompts.
             begin(on_phase, "rollout")
             drawn = _draw_prompts(queue, len(ids), config, random)
+            asked, limits = [ids[i] for i in drawn], (config.max_new_tokens, config.temperature)
             with economy(config, roles.policy):
-                rollout = generate(
-                    roles.policy,
-                    tokenizer,
-                    [ids[i] for i in drawn],
-                    config.max_new_tokens,
-                    config.temperature,
-                    random,
-                )
+                rollout = generate(roles.policy, tokenizer, asked, *limits, random)
 
             # 2. Evaluation: reward model, reference and critic say what each token was worth.
             begin(on_phase, "evaluation")

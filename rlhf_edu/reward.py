@@ -21,13 +21,13 @@ from rlhf_edu.engine.checks import (
     step_0_tolerance,
 )
 from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.groups import Group, answer_scores, make_group
 from rlhf_edu.engine.loop import Loop, TrainConfig
 from rlhf_edu.engine.training import (
     OnStep,
     Record,
     make_optimizer,
 )
-from rlhf_edu.engine.groups import Group, answer_scores, make_group
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
 from rlhf_edu.models import scalar_head, scores
 from rlhf_edu.tokens import encode_answer, encode_prompt, pad_right, parts_by_length
