@@ -425,6 +425,7 @@ def train_ppo(
         RuntimeError: NaN or infinite loss, or `check_step_0` or `check_progress` stopped the run.
     """
     config = config or PPOConfig()
+    _require_roles(roles, config, reward)
     ids = _prepare(roles, tokenizer, prompts, config, ptx_blocks)
     optimizers = _make_optimizers(roles, config)
     random, queue = torch.Generator().manual_seed(config.seed), []
@@ -460,6 +461,16 @@ def train_ppo(
             numbers = summarise(experience, updates)
             loop.report(**numbers, beta=config.beta, lr=config.lr * scale)
     return roles, loop.history
+
+
+def _require_roles(roles: Roles, config: PPOConfig, reward: Reward | None) -> None:
+    """Raise ValueError if a role that the settings ask for is empty."""
+    if reward is None and getattr(roles, "reward_model", roles) is None:
+        raise ValueError("train_ppo: there is no reward model; give one, or reward=…")
+    if config.baseline == "critic" and not roles.critic_parameters():
+        raise ValueError(
+            'train_ppo: there is no critic; give one, or set PPOConfig(baseline="rloo")'
+        )
 
 
 def _prepare(

@@ -66,14 +66,10 @@ class RolesOfModels:
 
     def rewards(self, rollout: Sequences) -> Tensor:
         """See `Roles`."""
-        if self.reward_model is None:
-            raise ValueError("there is no reward model; give one, or train_ppo(reward=…)")
         return reward_scores(self.reward_model, rollout)
 
     def values(self, rollout: Sequences) -> Tensor:
         """See `Roles`."""
-        if self.critic is None:
-            raise ValueError('there is no critic; give one, or set PPOConfig(baseline="rloo")')
         return by_length(lambda x: response_values(self.critic, x), rollout)
 
 
