@@ -5,10 +5,13 @@ once, when they are loaded, so `import rlhf_edu` comes before `import torch`. It
 A variable that is already set is left alone: `OMP_NUM_THREADS=4 python …` means four threads.
 """
 
+import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -27,6 +30,50 @@ _OFFLINE = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def lazy(package: str, where: dict[str, str]) -> tuple[list[str], Callable[[str], Any]]:
+    """A package's public names, each loaded from its file when it is first asked for.
+
+    Args:
+        package: its name.
+        where: from a file, without `.py`, to its public names, separated by spaces.
+
+    Returns:
+        The package's `__all__` and its `__getattr__` (PEP 562).
+    """
+    files = {name: file for file, names in where.items() for name in names.split()}
+
+    def load(name: str) -> Any:
+        if name not in files and name not in where:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{package}.{files.get(name, name)}")
+        return getattr(module, name) if name in files else module
+
+    return [*files], load
+
+
+# `import rlhf_edu` alone loads no torch.
+__all__, __getattr__ = lazy(
+    __name__,
+    {
+        "losses": "",
+        "data": "Prompt Demonstration Ranking read_prompts read_demonstrations read_rankings",
+        "tokens": "Sequences encode_prompt encode_answer",
+        "models": "load_policy load_scalar_model load_tokenizer save_model scalar_model_from",
+        "lora": "Adapter new_adapter load_adapter save_adapter",
+        "roles": "Roles SeparateRoles LoraRoles",
+        "sampling": "Rollout",
+        "generation": "generate",
+        "pretrain": "PretrainConfig",
+        "sft": "SFTConfig train_sft",
+        "reward": "RewardConfig train_reward",
+        "ppo": "PPOConfig Formulas train_ppo",
+        "dpo": "DPOConfig PREFERENCES train_dpo",
+        "intervals": "Estimate bootstrap win_rate",
+    },
+)
+__all__ += ["data_folder", "losses"]
 
 
 def _set_environment() -> None:

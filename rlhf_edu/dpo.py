@@ -4,27 +4,22 @@ Rafailov et al. 2023, arXiv 2305.18290: the policy itself is the reward model, w
 r(x, y) = beta log(policy(y|x) / reference(y|x)).
 """
 
-import contextlib
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import Ranking
-from rlhf_edu.engine.checkpoints import Checkpoint
 from rlhf_edu.engine.checks import (
     OnStep,
     Record,
     check_logprobs,
     require_agreement,
     require_between,
-    require_checkpoints,
-    require_numbers,
     require_positive,
     require_some,
     require_sound,
@@ -34,74 +29,141 @@ from rlhf_edu.engine.checks import (
 )
 from rlhf_edu.engine.economy import economy
 from rlhf_edu.engine.groups import Group, answer_logprobs, make_group
-from rlhf_edu.engine.parallel import gathered, share, share_of_batch, totals
-from rlhf_edu.engine.training import (
-    make_optimizer,
-    number_of_batches,
-    plan_batches,
-    report,
-    started,
-    update,
-    warmup_cosine,
+from rlhf_edu.engine.loop import Loop, OnPhase, TrainConfig, begin
+from rlhf_edu.engine.parallel import gathered, share
+from rlhf_edu.engine.training import make_optimizer
+from rlhf_edu.losses import (
+    dpo_loss,
+    hinge_loss,
+    ipo_loss,
+    length_normalised_dpo_loss,
+    orpo_loss,
+    simpo_loss,
 )
-from rlhf_edu.losses import dpo_loss, ipo_loss, length_normalised_dpo_loss
 from rlhf_edu.models import require_kind
-
-LOSSES = ("dpo", "ipo", "length-normalised")
 
 
 @dataclass(frozen=True)
-class DPOConfig:
-    """Settings of `train_dpo`.
+class Pairs:
+    """N pairs of a chosen and a rejected answer: log-probs (N,) of whole answers, *sums* in nats.
 
     Attributes:
-        beta: reward per nat of log-ratio; the tau of IPO. Larger stays nearer to the reference.
-        loss: which loss, see `losses.py`.
-        label_smoothing: how probably a label is wrong; for "dpo" alone.
-        lr: peak learning rate; a cosine to a tenth follows.
-        batch_size: prompts per step, each with all of its answers.
-        epochs: passes over the prompts.
-        warmup: steps in which the learning rate rises.
-        weight_decay: how strongly AdamW pulls the matrices to 0.
-        max_norm: the gradient is clipped to this norm.
-        max_answer_tokens: an answer that was cut off anyway is read up to here.
-        bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
-        micro_batch: hold the activations of so many prompts with their answers at once; the
-            backward pass computes them again. 0: of all. See `economy.micro_batches`.
-        seed: of the random order of the prompts.
-        same_start: policy and reference start as the same model, and step 0 checks that they do.
-        checkpoint_every: save the state after so many steps, and after the last one; 0: never.
-        checkpoint_folder: where. A run whose folder holds a checkpoint of it goes on from there.
+        policy_chosen, policy_rejected: under the policy, with gradient.
+        ref_chosen, ref_rejected: under the reference; 0 for a loss without one.
+        chosen_lengths, rejected_lengths: (N,) tokens, end-of-text included.
     """
 
+    policy_chosen: Tensor
+    policy_rejected: Tensor
+    ref_chosen: Tensor
+    ref_rejected: Tensor
+    chosen_lengths: Tensor
+    rejected_lengths: Tensor
+
+    @property
+    def sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four log-probs, in the order in which `losses.dpo_loss` takes them."""
+        return self.policy_chosen, self.policy_rejected, self.ref_chosen, self.ref_rejected
+
+    @property
+    def policy_and_lengths(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The policy's log-probs and the lengths, as `losses.simpo_loss` takes them."""
+        lengths = self.chosen_lengths, self.rejected_lengths
+        return self.policy_chosen, self.policy_rejected, *lengths
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A preference loss as `train_dpo` uses it.
+
+    Attributes:
+        loss: from pairs and settings to the loss, and the rewards (N,) of the chosen and of the
+            rejected answers, without gradient.
+        start: from the settings to what the loss is before the first update, when policy and
+            reference are the same; None if it depends on the data.
+        needs_reference: without one the pass over the data before training is saved.
+        options: settings of `DPOConfig` that are for this loss, and for few others.
+    """
+
+    loss: Callable[[Pairs, "DPOConfig"], tuple[Tensor, Tensor, Tensor]]
+    start: Callable[["DPOConfig"], float] | None
+    needs_reference: bool = True
+    options: tuple[str, ...] = ()
+
+
+def _log_2(config: "DPOConfig") -> float:
+    return math.log(2)
+
+
+# To add a loss, write its formula in losses.py and a line here: trainer, command line, step 0 and
+# bench know it then.
+PREFERENCES = {
+    "dpo": Preference(
+        lambda pairs, c: dpo_loss(*pairs.sums, c.beta, c.label_smoothing),
+        start=_log_2,
+        options=("label_smoothing",),
+    ),
+    "ipo": Preference(
+        lambda pairs, c: ipo_loss(*pairs.sums, c.beta),
+        start=lambda c: 1 / (2 * c.beta) ** 2,
+    ),
+    "length-normalised": Preference(
+        lambda pairs, c: length_normalised_dpo_loss(
+            *pairs.sums, pairs.chosen_lengths, pairs.rejected_lengths, c.beta
+        ),
+        start=_log_2,
+    ),
+    "hinge": Preference(
+        lambda pairs, c: hinge_loss(*pairs.sums, c.beta),
+        start=lambda c: 1.0,
+    ),
+    "simpo": Preference(
+        lambda pairs, c: simpo_loss(*pairs.policy_and_lengths, c.beta, c.margin),
+        start=None,
+        needs_reference=False,
+        options=("margin",),
+    ),
+    "orpo": Preference(
+        lambda pairs, c: orpo_loss(*pairs.policy_and_lengths, c.beta),
+        start=None,
+        needs_reference=False,
+    ),
+}
+OPTIONS = ("label_smoothing", "margin")
+
+
+@dataclass(frozen=True)
+class DPOConfig(TrainConfig):
+    """Settings of `train_dpo`."""
+
     beta: float = 0.1
-    loss: str = "dpo"
+    """Reward per nat of log-ratio, the tau of IPO; larger stays nearer to the reference."""
+    loss: Literal[tuple(PREFERENCES)] = "dpo"
+    """Which preference loss."""
     label_smoothing: float = 0.0
+    """How probably a label is wrong, from 0 to 0.5; for the loss dpo alone."""
+    margin: float = 0.0
+    """By how much the chosen answer's reward shall be larger; for the loss simpo alone."""
     lr: float = 2e-4
+    """Peak learning rate of AdamW; a cosine to a tenth of it follows the warm-up."""
     batch_size: int = 16
-    epochs: int = 1
-    warmup: int = 10
-    weight_decay: float = 0.0
-    max_norm: float = 1.0
+    """Prompts per step, each with all of its answers."""
     max_answer_tokens: int = 64
-    bf16: bool = False
-    micro_batch: int = 0
-    seed: int = 0
+    """An answer that was cut off anyway is read up to here; one that ends, to its end."""
     same_start: bool = True
-    checkpoint_every: int = 0
-    checkpoint_folder: str | None = None
+    """Policy and reference start as the same model, and step 0 checks that they do."""
 
     def __post_init__(self) -> None:
-        require_numbers(self)
-        require_positive(self, "beta", "lr", "batch_size", "epochs", "max_norm")
-        require_positive(self, "max_answer_tokens")
-        require_between(self, 0, float("inf"), "warmup", "weight_decay", "micro_batch")
+        super().__post_init__()
+        require_positive(self, "beta", "max_answer_tokens")
         require_between(self, 0, 0.5, "label_smoothing")
-        require_checkpoints(self)
-        if self.loss not in LOSSES:
-            raise ValueError(f"DPOConfig: loss must be one of {LOSSES}, not {self.loss!r}")
-        if self.label_smoothing and self.loss != "dpo":
-            raise ValueError('DPOConfig: label_smoothing is for loss="dpo"; set it to 0')
+        require_between(self, 0, float("inf"), "margin")
+        if self.loss not in PREFERENCES:
+            known = ", ".join(PREFERENCES)
+            raise ValueError(f"DPOConfig: loss must be one of {known}, not {self.loss!r}")
+        for name in OPTIONS:
+            if getattr(self, name) and name not in PREFERENCES[self.loss].options:
+                raise ValueError(f"DPOConfig: {name} is not for loss={self.loss!r}; set it to 0")
 
 
 def make_groups(
@@ -143,19 +205,27 @@ def sums(answers: Sequence[Tensor]) -> Tensor:
     return torch.stack([logprobs.sum() for logprobs in answers])
 
 
-def _pair_sums(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: list[Group], theirs: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Log-probs of pairs (N,): policy chosen, rejected, reference chosen, rejected; lengths."""
-    answers = sum(answer_logprobs(policy, part, tokenizer.pad_token_id), [])
+def make_pairs(answers: list[Tensor], references: Tensor, groups: Sequence[Group]) -> Pairs:
+    """Every two answers of a group that differ in rank, as a pair.
+
+    Args:
+        answers: log-probs (tokens,) of all answers of all groups under the policy, nats.
+        references: (answers,) log-probs of the same answers under the reference, nats.
+    """
     ours = sums(answers)
-    lengths = torch.tensor(list(map(len, answers)), device=ours.device)
-    chosen, rejected = _pair_rows(part)
-    pairs = [ours[chosen], ours[rejected], theirs[chosen], theirs[rejected]]
-    return pairs, [lengths[chosen], lengths[rejected]]
+    lengths = torch.tensor([len(answer) for answer in answers], device=ours.device)
+    chosen, rejected = pair_rows(groups)
+    return Pairs(
+        policy_chosen=ours[chosen],
+        policy_rejected=ours[rejected],
+        ref_chosen=references[chosen],
+        ref_rejected=references[rejected],
+        chosen_lengths=lengths[chosen],
+        rejected_lengths=lengths[rejected],
+    )
 
 
-def _pair_rows(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+def pair_rows(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     """Which answers of all groups are chosen, and which rejected, in every pair (N,)."""
     pairs, first = [], 0
     for group in groups:
@@ -164,31 +234,42 @@ def _pair_rows(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     return torch.tensor(pairs).unbind(1)
 
 
-def _preference_loss(
-    config: DPOConfig, pairs: list[Tensor], lengths: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    if config.loss == "ipo":
-        return ipo_loss(*pairs, config.beta)
-    if config.loss == "length-normalised":
-        return length_normalised_dpo_loss(*pairs, *lengths, config.beta)
-    return dpo_loss(*pairs, config.beta, config.label_smoothing)
+def _flat(lists: Iterable[list[Tensor]]) -> list[Tensor]:
+    return [item for part in lists for item in part]
+
+
+def own_preference(loss: Callable[..., Any]) -> Preference:
+    """A function with the arguments of `losses.dpo_loss` as a `Preference`.
+
+    It may return the loss alone; the rewards are then those of DPO, beta * log-ratio.
+    """
+
+    def with_rewards(pairs: Pairs, config: DPOConfig) -> tuple[Tensor, Tensor, Tensor]:
+        found = loss(*pairs.sums, config.beta)
+        if isinstance(found, tuple):
+            return found
+        _, up, down = dpo_loss(*pairs.sums, config.beta)
+        return found, up, down
+
+    return Preference(with_rewards, start=None)
 
 
 @torch.no_grad()
 def check_step_0(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    part: list[Group],
+    part: Sequence[Group],
     longest: Group,
-    theirs: Tensor,
+    pairs: Pairs,
+    preference: Preference,
     config: DPOConfig,
 ) -> Record:
-    """Before the first update the policy is the reference: margins are 0 and the loss is log 2.
+    """Before the first update the policy is the reference: margins are 0 and the loss is known.
 
     Args:
         part: the groups of the first batch.
         longest: that of all batches.
-        theirs: log-probs of their answers under the reference, nats.
+        pairs: what `part` gave.
 
     Raises:
         RuntimeError: it is not so; the message names likely causes.
@@ -196,23 +277,26 @@ def check_step_0(
     # 1. Are the policy's log-probs right?
     checked, pad_id = [*part, longest], tokenizer.pad_token_id
     answers = [(group.prompt, answer) for group in checked for answer in group.answers]
-    check_logprobs(policy, lambda: sum(answer_logprobs(policy, checked, pad_id), []), answers)
-    # 2. Are they the reference's?
-    pairs, lengths = _pair_sums(policy, tokenizer, part, theirs)
-    loss, up, down = _preference_loss(config, pairs, lengths)
+    check_logprobs(policy, lambda: _flat(answer_logprobs(policy, checked, pad_id)), answers)
+    loss, up, down = preference.loss(pairs, config)
     found = f"loss {loss.item():.4f}, margin {(up - down).mean().item():.2g}"
+    if not preference.needs_reference:
+        return {"step_0": f"ok: this loss has no reference; {found}"}
     if not config.same_start:
         return {"step_0": f"ok: policy and reference need not be the same; {found}"}
-    ours, references = torch.cat(pairs[:2]), torch.cat(pairs[2:])
-    per_token, limit = torch.cat(lengths), step_0_tolerance(policy)
+    # 2. Are they the reference's?
+    limit = step_0_tolerance(policy)
     why = (
         "both must start as the same model, with dropout off and the same temperature, template "
         "and masks; if they are meant to differ, set DPOConfig.same_start=False"
     )
+    ours = torch.cat([pairs.policy_chosen, pairs.policy_rejected])
+    references = torch.cat([pairs.ref_chosen, pairs.ref_rejected])
+    lengths = torch.cat([pairs.chosen_lengths, pairs.rejected_lengths])
     what = "log-probs per token of policy and reference"
-    require_agreement(ours / per_token, references / per_token, limit, what, why)
-    # 3. Then the loss is known, whatever the data: for IPO (0 - 1 / (2 beta))^2, else log 2.
-    start = 1 / (2 * config.beta) ** 2 if config.loss == "ipo" else math.log(2)
+    require_agreement(ours / lengths, references / lengths, limit, what, why)
+    # 3. Then the loss is known, whatever the data.
+    start = preference.start(config) if preference.start else loss.item()
     if not math.isclose(loss.item(), start, rel_tol=100 * limit):
         raise RuntimeError(f"step 0: the loss is {loss.item():.4f}, not {start:.4f}, at margin 0")
     return {"step_0": f"ok: the policy is the reference; {found}"}
@@ -225,77 +309,83 @@ def train_dpo(
     rankings: Sequence[Ranking],
     config: DPOConfig | None = None,
     on_step: OnStep | None = None,
+    loss: Callable[..., Any] | None = None,
+    on_phase: OnPhase | None = None,
 ) -> tuple[PreTrainedModel, list[Record]]:
-    """Train a policy, in place, to prefer what the labelers preferred.
+    """Train a policy, in place, to prefer what the labelers preferred. Taught in chapter 09.
 
     Args:
         policy: usually a copy of the SFT model.
         reference: usually the SFT model; used before training only, so it may be the policy.
         rankings: K answers to each prompt, ranked; every two that are not tied make a pair.
         config, on_step: settings, and what is called with the record of each step.
+        loss: your own function in the place of `config.loss`: from (policy_chosen,
+            policy_rejected, ref_chosen, ref_rejected, beta), log-probs (N,) of whole answers in
+            nats, to the loss, a scalar, or to the three results of `losses.dpo_loss`.
+        on_phase: called with "reference" and "training" when these begin.
 
     Returns:
-        The policy, and one record per step, until the end or an interrupt, of means over pairs
-        before the step: step, epoch, loss, margin (chosen less rejected implicit reward), accuracy
-        (margins above 0), chosen_reward, rejected_reward, chosen_logprob, rejected_logprob (nats
-        per answer; that the chosen one falls too is normal), lr, norm, seconds, step_0.
+        The policy, and one record per step, until the end or an interrupt: step, epoch, loss, what
+        `diagnostics` says, lr, norm, seconds, step_0.
 
     Raises:
         ValueError: there are no rankings, or no two different answers that are not tied.
         RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
-            `training.require_progress` stopped the run.
+            `checks.require_progress` stopped the run.
     """
     config = config or DPOConfig()
+    preference = own_preference(loss) if loss else PREFERENCES[config.loss]
     groups = make_groups(tokenizer, rankings, config.max_answer_tokens)
+    lengths = [group.longest for group in groups]
     for model, name in ((policy, "policy"), (reference, "reference")):
         require_kind(model, f"train_dpo: the {name}")
         require_vocabulary(model, tokenizer, f"train_dpo: the {name}")
-    sizes = [group.longest for group in groups]
-    require_sound(policy, "train_dpo", max(sizes))
-    require_sound(reference, "train_dpo", max(sizes))
+        require_sound(model, "train_dpo", max(lengths))
     # The reference never changes: one pass over the data before training is all it has to do.
-    with economy(config, reference):
-        references = reference_sums(reference, tokenizer, groups)
+    begin(on_phase, "reference")
+    references = [torch.zeros(len(group.answers)) for group in groups]
+    if preference.needs_reference:
+        with economy(config, reference):
+            references = reference_sums(reference, tokenizer, groups)
     optimizer = make_optimizer(policy.parameters(), config.lr, config.weight_decay)
-    plan = plan_batches(sizes, config.batch_size, config.epochs, config.seed)
-    steps = config.epochs * number_of_batches(len(groups), config.batch_size)
-    saved = Checkpoint(config, policy, {"policy": optimizer}, groups, tokenizer, [reference])
-    history = saved.resume()
-    start, longest = started(history), max(groups, key=lambda group: group.longest)
-    with contextlib.suppress(KeyboardInterrupt):
-        for epoch, chosen in islice(plan, len(history), None):
+    loop = Loop(
+        config, policy, {"model": optimizer}, groups, tokenizer, on_step, frozen=[reference]
+    )
+    longest = max(groups, key=lambda group: group.longest)
+    begin(on_phase, "training")
+    with loop:
+        for batch in loop.by_length(lengths, [len(group.pairs) for group in groups]):
             # 1. Log-probs of all answers; each is read once, whatever the number of its pairs.
-            step = len(history)
-            mine, weight = share_of_batch(chosen, lambda i: len(groups[i].pairs))
-            part, refs = [groups[i] for i in mine], torch.cat([references[i] for i in mine])
+            part = [groups[i] for i in batch.rows]
+            theirs = torch.cat([references[i] for i in batch.rows]).to(policy.device)
             with economy(config, policy):
-                pairs, lengths = _pair_sums(policy, tokenizer, part, refs)
-                checked = (policy, tokenizer, part, longest, refs, config)
-                note = saved.note(step) if step else check_step_0(*checked)
+                answers = _flat(answer_logprobs(policy, part, tokenizer.pad_token_id))
+                pairs = make_pairs(answers, theirs, part)
+                if batch.step == 0:
+                    loop.note(
+                        check_step_0(policy, tokenizer, part, longest, pairs, preference, config)
+                    )
 
             # 2. How far has the policy moved towards the chosen answers?
-            loss, up, down = _preference_loss(config, pairs, lengths)
-            loss = weight * loss
+            mean, up, down = preference.loss(pairs, config)
 
             # 3. Move it a little further.
-            lr = config.lr * warmup_cosine(step, steps, config.warmup)
-            norm = update(optimizer, loss, lr, config.max_norm)
+            loop.descend(batch.weight * mean)
 
             # 4. Report and save.
-            record = {"step": step, "epoch": epoch, **totals(loss=loss), "lr": lr, "norm": norm}
-            record |= _diagnostics(up, down, *pairs[:2])
-            record |= {"seconds": time.perf_counter() - start, **note}
-            report(history, record, on_step)
-            saved.save_if_due(history, last=len(history) == steps)
-    return policy, history
+            loop.report(epoch=batch.epoch, **diagnostics(up, down, pairs))
+    return policy, loop.history
 
 
-def _diagnostics(up: Tensor, down: Tensor, chosen: Tensor, rejected: Tensor) -> Record:
+def diagnostics(up: Tensor, down: Tensor, pairs: Pairs) -> Record:
+    """Means over pairs: margin (chosen less rejected reward), accuracy (margins above 0), the two
+    rewards, and the two log-probs, nats per answer; that the chosen one falls too is normal.
+    """
     return {
         "margin": (up - down).mean().item(),
         "accuracy": (up > down).float().mean().item(),
         "chosen_reward": up.mean().item(),
         "rejected_reward": down.mean().item(),
-        "chosen_logprob": chosen.mean().item(),
-        "rejected_logprob": rejected.mean().item(),
+        "chosen_logprob": pairs.policy_chosen.mean().item(),
+        "rejected_logprob": pairs.policy_rejected.mean().item(),
     }

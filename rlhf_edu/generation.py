@@ -53,12 +53,10 @@ def generate(
             samples are the same up to rounding. None: on a GPU.
 
     Returns:
-        A Rollout with B rows in the order of the prompts. With temperature 0 its log-probs are
-        those at temperature 1.
+        B rows in the order of the prompts; with temperature 0 the log-probs are those at 1.
 
     Raises:
-        ValueError: there are no prompts, a number is out of range, or a prompt with its answer is
-            longer than what the model reads.
+        ValueError: there are no prompts, a number is out of range, or a row would be too long.
     """
     if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
         raise ValueError("generate: temperature >= 0, max_new_tokens and batch_size >= 1, please")

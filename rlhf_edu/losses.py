@@ -651,13 +651,96 @@ def length_normalised_dpo_loss(
     """
     where = "length_normalised_dpo_loss"
     _require(beta > 0, f"{where}: beta must be above 0, not {beta}")
-    lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
-    _require_same_shape(where, policy_chosen=policy_chosen, **lengths)
-    positive = _holds((chosen_lengths > 0).all() & (rejected_lengths > 0).all())
-    _require(positive, f"{where}: lengths must be 1 or more; count the end-of-text token")
     chosen, rejected = _log_ratios(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
-    chosen, rejected = beta * chosen / chosen_lengths, beta * rejected / rejected_lengths
+    chosen = _per_token(where, beta * chosen, chosen_lengths)
+    rejected = _per_token(where, beta * rejected, rejected_lengths)
     return -F.logsigmoid(chosen - rejected).mean(), chosen.detach(), rejected.detach()
+
+
+def hinge_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """max(0, 1 - h), h as in `dpo_loss`: a pair that is in order by enough is left alone.
+
+    The hinge of SLiC (Zhao et al. 2023, arXiv 2305.10425) on DPO's rewards, as in Liu et al. 2023,
+    arXiv 2309.06657. Arguments and results as in `dpo_loss`.
+    """
+    _require(beta > 0, f"hinge_loss: beta must be above 0, not {beta}")
+    chosen, rejected = _log_ratios(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    losses = F.relu(1 - beta * (chosen - rejected))
+    return losses.mean(), beta * chosen.detach(), beta * rejected.detach()
+
+
+def simpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    beta: float,
+    margin: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SimPO (Meng et al. 2024, arXiv 2405.14734, Eq. 6): mean log-probs, and no reference.
+
+    -log sigmoid(beta * (mean log-prob of the chosen - of the rejected answer) - margin)
+
+    Args:
+        policy_chosen, policy_rejected: (N,) *sums* over tokens, nats; gradients flow into both.
+        chosen_lengths, rejected_lengths: (N,) tokens summed over, end-of-text included.
+        beta: reward per (nat per token).
+        margin: by how much the chosen answer's reward shall be larger, gamma in the paper.
+
+    Returns:
+        The loss, a mean over pairs, and the rewards beta * mean log-prob, (N,), without gradient.
+    """
+    _require(beta > 0, f"simpo_loss: beta must be above 0, not {beta}")
+    chosen = beta * _per_token("simpo_loss", policy_chosen, chosen_lengths)
+    rejected = beta * _per_token("simpo_loss", policy_rejected, rejected_lengths)
+    losses = -F.logsigmoid(chosen - rejected - margin)
+    return losses.mean(), chosen.detach(), rejected.detach()
+
+
+def orpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ORPO (Hong et al. 2024, arXiv 2403.07691, Eq. 6 and 7): SFT and preference in one.
+
+    -(mean log-prob of the chosen answer) - beta log sigmoid(log(odds of chosen / odds of rejected))
+
+    with odds(y) = p / (1 - p) and log p the mean log-prob of its tokens. There is no reference.
+    Arguments as in `simpo_loss`; beta is the paper's lambda.
+
+    Returns:
+        The loss, a mean over pairs, and beta * mean log-prob, (N,) each, without gradient.
+    """
+    _require(beta > 0, f"orpo_loss: beta must be above 0, not {beta}")
+    chosen = _per_token("orpo_loss", policy_chosen, chosen_lengths)
+    rejected = _per_token("orpo_loss", policy_rejected, rejected_lengths)
+    odds = _log_odds(chosen) - _log_odds(rejected)
+    losses = -chosen - beta * F.logsigmoid(odds)
+    return losses.mean(), beta * chosen.detach(), beta * rejected.detach()
+
+
+def _per_token(function: str, sums: Tensor, lengths: Tensor) -> Tensor:
+    """Mean log-probs (N,) of answers, from their sums and lengths."""
+    _require_same_shape(function, dims=1, sums=sums, lengths=lengths)
+    _require(len(sums) > 0, f"{function}: there are no pairs; drop empty batches")
+    positive = _holds((lengths > 0).all())
+    _require(positive, f"{function}: lengths must be 1 or more; count the end-of-text token")
+    return _full_precision(sums) / lengths
+
+
+def _log_odds(logprobs: Tensor) -> Tensor:
+    """log(p / (1 - p)) from log p; p is kept a little below 1, where the odds would be infinite."""
+    logprobs = logprobs.clamp(max=-1e-6)
+    return logprobs - torch.log(-torch.expm1(logprobs))
 
 
 def kto_loss(

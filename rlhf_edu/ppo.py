@@ -1,18 +1,14 @@
 """PPO against a reward model, with a KL penalty per token; PPO-ptx (InstructGPT 3.5, C.4)."""
 
-import contextlib
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_edu.engine.checkpoints import Checkpoint
 from rlhf_edu.engine.checks import (
     DROPOUT,
     OnStep,
@@ -20,7 +16,6 @@ from rlhf_edu.engine.checks import (
     require_agreement,
     require_between,
     require_finite,
-    require_numbers,
     require_positive,
     require_some,
     require_sound,
@@ -29,11 +24,16 @@ from rlhf_edu.engine.checks import (
     step_0_tolerance,
 )
 from rlhf_edu.engine.economy import economy
-from rlhf_edu.engine.parallel import gathered, share, share_of_batch, totals
-from rlhf_edu.engine.training import make_optimizer, report, started, update, warmup_constant
+from rlhf_edu.engine.loop import Loop, OnPhase, Optimizers, TrainConfig, begin
+from rlhf_edu.engine.parallel import share_of_batch, together, totals
+from rlhf_edu.engine.training import make_optimizer, update, warmup_constant
 from rlhf_edu.generation import generate
 from rlhf_edu.losses import (
     gae,
+    group_advantages,
+    kl_k3,
+    leave_one_out,
+    masked_mean,
     masked_sum,
     penalise_missing_end,
     policy_loss,
@@ -46,82 +46,104 @@ from rlhf_edu.roles import Roles
 from rlhf_edu.sampling import Rollout
 from rlhf_edu.tokens import encode_prompt, ending_ids
 
+Baseline = Literal["critic", "rloo", "grpo"]
+Reward = Callable[[list[str], list[str]], Sequence[float]]
+
 
 @dataclass(frozen=True)
-class PPOConfig:
-    """Settings of `train_ppo`.
-
-    Attributes:
-        steps: rollouts; each is learned from and thrown away.
-        batch_size: episodes (prompts with answers) per rollout.
-        minibatch: episodes per optimiser step.
-        epochs: passes over a rollout; InstructGPT made one.
-        lr: learning rate of the policy, constant after the warm-up.
-        critic_lr: learning rate of the critic, likewise.
-        warmup: steps in which the learning rates rise from a tenth.
-        beta: price of one nat of KL to the reference, in points of reward.
-        clip: how far the ratio may move at once.
-        value_clip: how far a value may move at once.
-        discount: gamma of generalised advantage estimation; what a reward a token later is worth.
-        lam: lambda of generalised advantage estimation.
-        missing_eos_penalty: taken from the score of an answer that did not end.
-        temperature: of sampling, and of all log-probs.
-        max_new_tokens: tokens of the longest answer.
-        ptx_coef: gamma of InstructGPT Eq. 2, the weight of pretraining text; 0: plain PPO.
-        ptx_blocks: blocks of pretraining text per minibatch.
-        max_norm: gradients are clipped to this norm.
-        bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
-        micro_batch: hold the activations of so many episodes, or blocks of text, at once; the
-            backward pass computes them again. 0: of all. See `economy.micro_batches`.
-        seed: of the random prompts, samples and minibatches.
-        same_start: policy and reference start as the same model, and step 0 checks that they do.
-        max_kl: stop when a rollout is more nats per answer from the reference; None: ten for each
-            of max_new_tokens, or no limit where beta is 0 and the policy is meant to run away.
-        max_constant_steps: stop after so many rollouts in which all answers score the same; 0:
-            never.
-        checkpoint_every: save the state after so many steps, and after the last one; 0: never.
-        checkpoint_folder: where; None: nowhere. A run whose folder holds a checkpoint of it
-            goes on from there.
-    """
+class PPOConfig(TrainConfig):
+    """Settings of `train_ppo`."""
 
     steps: int = 60
+    """Rollouts; each is learned from and thrown away."""
     batch_size: int = 64
+    """Episodes, that is prompts with answers, per rollout."""
     minibatch: int = 64
+    """Episodes per optimiser step."""
     epochs: int = 2
+    """Passes over a rollout; InstructGPT made one."""
     lr: float = 2e-4
+    """Learning rate of the policy, constant after the warm-up."""
     critic_lr: float = 3e-4
+    """Learning rate of the critic, constant after the warm-up."""
     warmup: int = 5
+    """Steps in which the learning rates rise from a tenth."""
+    baseline: Baseline = "critic"
+    """What an answer is compared with: the critic's values, or the other answers to its prompt, as
+    in RLOO or GRPO, which have no critic."""
+    answers_per_prompt: int = 1
+    """How many episodes of a rollout answer the same prompt; 2 or more for rloo and grpo."""
     beta: float = 0.05
+    """Price of one nat of KL to the reference, in points of reward."""
     clip: float = 0.2
+    """How far the ratio of new to old probability may move from 1 at once."""
     value_clip: float = 0.2
+    """How far a value of the critic may move at once."""
     discount: float = 1.0
+    """Gamma of generalised advantage estimation."""
     lam: float = 0.95
+    """Lambda of generalised advantage estimation."""
     missing_eos_penalty: float = 1.0
+    """What an answer pays that did not end, see `losses.penalise_missing_end`."""
     temperature: float = 1.0
+    """Temperature of sampling, and of all log-probs."""
     max_new_tokens: int = 48
+    """Tokens of the longest answer."""
     ptx_coef: float = 0.0
+    """Weight of pretraining text, gamma of InstructGPT Eq. 2; 0: plain PPO."""
     ptx_blocks: int = 4
-    max_norm: float = 1.0
-    bf16: bool = False
-    micro_batch: int = 0
-    seed: int = 0
+    """Blocks of pretraining text per minibatch."""
     same_start: bool = True
+    """Policy and reference start as the same model, and step 0 checks that they do."""
     max_kl: float | None = None
+    """Stop when a rollout is more nats per answer from the reference; None: ten for each of
+    max_new_tokens, or no limit where beta is 0 and the policy is meant to run away."""
     max_constant_steps: int = 5
-    checkpoint_every: int = 20
-    checkpoint_folder: str | Path | None = None
+    """Stop after so many rollouts in which all answers score the same; 0: never."""
 
     def __post_init__(self) -> None:
-        require_numbers(self)
-        require_positive(self, "steps", "batch_size", "minibatch", "epochs", "lr", "critic_lr")
-        require_positive(self, "temperature", "max_new_tokens", "ptx_blocks", "max_norm")
-        require_positive(self, "clip", "value_clip")
-        require_between(self, 0, float("inf"), "beta", "missing_eos_penalty", "ptx_coef", "warmup")
-        require_between(self, 0, float("inf"), "max_constant_steps", "micro_batch")
-        require_between(self, 0, float("inf"), "checkpoint_every")
+        super().__post_init__()
+        require_positive(self, "steps", "minibatch", "critic_lr", "answers_per_prompt")
+        require_positive(self, "temperature", "max_new_tokens", "ptx_blocks", "clip", "value_clip")
+        require_between(self, 0, float("inf"), "beta", "missing_eos_penalty", "ptx_coef")
+        require_between(self, 0, float("inf"), "max_constant_steps")
         require_between(self, 0, 1, "discount", "lam")
         if self.max_kl is not None:
             require_positive(self, "max_kl")
+        if self.batch_size % self.answers_per_prompt:
+            raise ValueError(
+                f"PPOConfig: batch_size {self.batch_size} must be a multiple of answers_per_prompt "
+                f"{self.answers_per_prompt}"
+            )
+        if self.baseline not in get_args(Baseline):
+            known = ", ".join(get_args(Baseline))
+            raise ValueError(f"PPOConfig: baseline must be one of {known}, not {self.baseline!r}")
+        if self.baseline != "critic" and self.answers_per_prompt < 2:
+            raise ValueError(
+                f"PPOConfig: baseline {self.baseline!r} compares answers to one prompt, so set "
+                "answers_per_prompt to 2 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """The four formulas of PPO; give `train_ppo` your own for any of them.
+
+    Attributes:
+        token_rewards: (scores (B,), logprobs, ref_logprobs, mask (B, R), beta) -> rewards (B, R).
+        advantages: (rewards, values, mask (B, R), discount, lam) -> advantages, returns (B, R).
+        policy_loss: (logprobs, old_logprobs, advantages, mask (B, R), clip) -> a scalar, or that
+            and a dict of scalars to log.
+        value_loss: (values, old_values, returns, mask (B, R), clip) -> a scalar.
+    """
+
+    token_rewards: Callable[..., Tensor] = shaped_rewards
+    advantages: Callable[..., tuple[Tensor, Tensor]] = gae
+    policy_loss: Callable[..., Any] = policy_loss
+    value_loss: Callable[..., Tensor] = value_loss
+
+
+FORMULAS = Formulas()
 
 
 @dataclass(frozen=True)
@@ -131,14 +153,17 @@ class Experience:
     Attributes:
         rollout: prompts and answers.
         logprobs: (B, R) under the policy that answered, nats.
-        values: (B, R) of the critic, before each token.
-        advantages, returns: (B, R).
+        ref_logprobs: (B, R) under the reference, nats.
+        values: (B, R) of the critic, before each token; 0 without a critic.
+        advantages: (B, R).
+        returns: (B, R), the critic's target; 0 without a critic.
         scores: (B,) of the reward model, without penalties.
         kl: (B,) estimates of the KL to the reference, nats per answer.
     """
 
     rollout: Rollout
     logprobs: Tensor
+    ref_logprobs: Tensor
     values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -147,50 +172,97 @@ class Experience:
 
 
 @torch.no_grad()
-def evaluate_rollout(roles: Roles, rollout: Rollout, config: PPOConfig) -> Experience:
-    """Phase two of a PPO step: reward, KL penalty, value and advantage of every token."""
-    with economy(config, roles.policy):
-        logprobs, reference, values, scores = _look_at(roles, rollout, config.temperature)
-    mask = rollout.mask
+def evaluate_rollout(
+    roles: Roles,
+    rollout: Rollout,
+    config: PPOConfig,
+    scores: Tensor | None = None,
+    formulas: Formulas = FORMULAS,
+) -> Experience:
+    """Phase two of a PPO step: what was every token worth? Taught in chapter 06.
+
+    Args:
+        scores: (B,) of the answers; None: the reward model's.
+    """
+    # What reference, critic and reward model say, and the policy itself.
+    seen = _look_at(roles, rollout, config, scores)
+    logprobs, reference, mask = seen["logprobs"], seen["reference"], rollout.mask
+    kl = masked_sum(logprobs - reference, mask)
     advice = "look at the reward model; a lower learning rate does not help"
-    require_finite(scores.sum().item(), "the sum of the reward model's scores", advice)
-    require_finite(masked_sum(values, mask).sum().item(), "the sum of the critic's values")
-    penalised = penalise_missing_end(scores, rollout.ended, config.missing_eos_penalty)
-    rewards = shaped_rewards(penalised, logprobs, reference, mask, config.beta)
-    advantages, returns = gae(rewards, values, mask, config.discount, config.lam)
+    require_finite(seen["scores"].sum().item(), "the sum of the reward model's scores", advice)
+    require_finite(masked_sum(seen["values"], mask).sum().item(), "the sum of the critic's values")
+    # An answer that did not end pays for it, before anything is compared.
+    penalised = penalise_missing_end(seen["scores"], rollout.ended, config.missing_eos_penalty)
+    if config.baseline == "critic":
+        # Each token pays for its KL, and the last one earns the score; the critic's values say how
+        # much of it was to be expected.
+        rewards = formulas.token_rewards(penalised, logprobs, reference, mask, config.beta)
+        advantages, returns = formulas.advantages(
+            rewards, seen["values"], mask, config.discount, config.lam
+        )
+        # Returns are the critic's target: computed before the advantages are whitened.
+        advantages = whiten(advantages, mask)
+    else:
+        advantages = _compared_with_others(penalised, kl, config)[:, None] * mask
+        returns = torch.zeros_like(logprobs)
     return Experience(
         rollout=rollout,
         logprobs=logprobs,
-        values=values,
-        # Returns are the critic's target: computed before the advantages are whitened.
-        advantages=whiten(advantages, mask),
+        ref_logprobs=reference,
+        values=seen["values"],
+        advantages=advantages,
         returns=returns,
-        scores=scores,
-        kl=masked_sum(logprobs - reference, mask),
+        scores=seen["scores"],
+        kl=kl,
     )
 
 
-def _look_at(roles: Roles, rollout: Rollout, temperature: float) -> list[Tensor]:
-    """Log-probs of policy and reference, values (B, R), and scores (B,)."""
-    mine, width = share(range(len(rollout))), rollout.response.shape[1]
-    found: list[Tensor] = []
-    if mine:
-        part = rollout.rows(slice(mine.start, mine.stop))
-        logprobs = roles.response_logprobs(part, temperature)
-        found = [logprobs, roles.reference_logprobs(part, temperature), roles.values(part)]
-        found = [F.pad(x, (0, width - x.shape[1])) for x in found] + [roles.rewards(part)]
-    every = gathered(found, rollout.tokens.device)
-    return [torch.cat(every[i::4]) for i in range(4)]
+def _compared_with_others(scores: Tensor, kl: Tensor, config: PPOConfig) -> Tensor:
+    """Advantages (B,) of whole answers over the other answers to their prompts."""
+    answers = (-1, config.answers_per_prompt)
+    if config.baseline == "rloo":
+        return leave_one_out((scores - config.beta * kl).view(answers)).flatten()
+    # GRPO takes the KL into the loss, and not into the reward.
+    return group_advantages(scores.view(answers)).flatten()
+
+
+def _look_at(
+    roles: Roles, rollout: Rollout, config: PPOConfig, scores: Tensor | None
+) -> dict[str, Tensor]:
+    """Log-probs of policy and reference and the critic's values (B, R), and scores (B,)."""
+    width = rollout.response.shape[1]
+
+    def look(rows: range) -> dict[str, Tensor]:
+        part = rollout.rows(slice(rows.start, rows.stop))
+        logprobs = roles.response_logprobs(part, config.temperature)
+        reference = roles.reference_logprobs(part, config.temperature)
+        critic = config.baseline == "critic"
+        tokens = {
+            "logprobs": logprobs,
+            "reference": reference,
+            "values": roles.values(part) if critic else torch.zeros_like(logprobs),
+        }
+        found = {name: F.pad(x, (0, width - x.shape[1])) for name, x in tokens.items()}
+        found["scores"] = roles.rewards(part) if scores is None else scores[rows.start : rows.stop]
+        return found
+
+    with economy(config, roles.policy):
+        return together(look, len(rollout), rollout.tokens.device)
 
 
 def check_step_0(
-    roles: Roles, rollout: Rollout, config: PPOConfig, ends: int | list[int]
+    roles: Roles,
+    rollout: Rollout,
+    config: PPOConfig,
+    ends: int | list[int],
+    scores: Tensor | None = None,
 ) -> Record:
     """On a fresh start the policy is the reference and has just answered: KL 0 and ratio 1.
 
     Args:
         rollout: the first, before any update.
-        ends: ids of the tokens that end an answer, see `models.ending_ids`.
+        ends: ids of the tokens that end an answer, see `tokens.ending_ids`.
+        scores: (B,) of the answers; None: the reward model's.
 
     Raises:
         RuntimeError: it is not so; the message names likely causes.
@@ -211,7 +283,7 @@ def check_step_0(
             "or train the policy to end its answers (SFT); "
         )
     # 2. Who learns, and does it agree with itself?
-    experience = evaluate_rollout(roles, rollout, config)
+    experience = evaluate_rollout(roles, rollout, config, scores)
     part = rollout.rows(slice(0, config.minibatch))
     with economy(config, roles.policy):
         limit, real = step_0_tolerance(roles.policy), part.mask.bool()
@@ -271,44 +343,63 @@ def learn(
     roles: Roles,
     experience: Experience,
     rows: Tensor,
-    optimizers: dict[str, torch.optim.Optimizer],
+    optimizers: Optimizers,
     scale: float,
     config: PPOConfig,
     text: Tensor | None,
+    formulas: Formulas = FORMULAS,
 ) -> dict[str, float]:
-    """One optimiser step of policy and critic on some rows of a rollout.
+    """One optimiser step of policy and critic on some rows of a rollout. Taught in chapter 06.
 
-    `text` (n, T) are pretraining blocks, or None; `scale` multiplies the learning rates.
+    Args:
+        rows: (n,) row numbers.
+        scale: multiplies the learning rates.
+        text: (n, T) pretraining blocks, or None.
     """
     lengths = experience.rollout.lengths
     rows, weight = share_of_batch(rows, lambda row: int(lengths[row]))
     part = experience.rollout.rows(rows)  # without the columns that are padding in all of them
     width = part.response.shape[1]
     old, advantages = experience.logprobs[rows, :width], experience.advantages[rows, :width]
-    # The policy: clipped objective, plus gamma times the loss on web pages, in one gradient.
+    # 1. The policy's objective: the clipped surrogate; for GRPO, the KL; for PPO-ptx, gamma times
+    # the loss on web pages; in one gradient.
     with economy(config, roles.policy):
         logprobs = roles.response_logprobs(part, config.temperature)
-        ppo, seen = policy_loss(logprobs, old, advantages, part.mask, config.clip)
-        numbers = {"policy_loss": ppo, "ptx_loss": ppo.new_zeros(()), **seen}
+        found = formulas.policy_loss(logprobs, old, advantages, part.mask, config.clip)
+        surrogate, seen = found if isinstance(found, tuple) else (found, {})
+        numbers = {"policy_loss": surrogate, "ptx_loss": surrogate.new_zeros(()), **seen}
         numbers = {name: weight * number for name, number in numbers.items()}
         if text is not None:
             text, part_of_text = share_of_batch(text, lambda block: 1)
             numbers["ptx_loss"] = part_of_text * next_token_loss(roles.policy, text)
-        loss = numbers["policy_loss"] + config.ptx_coef * numbers["ptx_loss"]
-    norm = update(optimizers["policy"], loss, config.lr * scale, config.max_norm)
-    # The critic: nearer to the returns.
-    with economy(config, roles.policy):
-        values = roles.values(part)
-    old_values, returns = experience.values[rows, :width], experience.returns[rows, :width]
-    critic = weight * value_loss(values, old_values, returns, part.mask, config.value_clip)
-    update(optimizers["critic"], critic, config.critic_lr * scale, config.max_norm)
-    return totals(**numbers, value_loss=critic) | {"norm": norm}
+        objective = numbers["policy_loss"] + config.ptx_coef * numbers["ptx_loss"]
+        if config.baseline == "grpo":
+            away = kl_k3(logprobs, experience.ref_logprobs[rows, :width])
+            objective = objective + config.beta * weight * masked_mean(away, part.mask)
+    norm = update(optimizers["policy"], objective, config.lr * scale, config.max_norm)
+    # 2. The critic's loss: nearer to the returns.
+    if "critic" in optimizers:
+        with economy(config, roles.policy):
+            values = roles.values(part)
+        before, returns = experience.values[rows, :width], experience.returns[rows, :width]
+        loss = formulas.value_loss(values, before, returns, part.mask, config.value_clip)
+        numbers["value_loss"] = weight * loss
+        critic_lr = config.critic_lr * scale
+        update(optimizers["critic"], numbers["value_loss"], critic_lr, config.max_norm)
+    return totals(**numbers) | {"norm": norm}
 
 
 def summarise(experience: Experience, updates: list[dict[str, float]]) -> dict[str, Any]:
-    """What a step's record says about its rollout and its updates."""
+    """What a step's record says: its rollout, and the means over its updates.
+
+    reward (mean score), reward_spread (best less worst), kl (nats per answer), length (tokens),
+    ended (share), surprise (nats per token), policy_loss, ptx_loss, value_loss, clip_fraction,
+    approx_kl, ratio_mean, ratio_first (of the first update), norm; the record has step, beta, lr
+    and seconds besides, and the first one step_0, what `check_step_0` found.
+    """
     rollout = experience.rollout
     means = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
+    first = {"ratio_first": updates[0]["ratio_mean"]} if "ratio_mean" in means else {}
     return {
         "reward": experience.scores.mean().item(),
         "reward_spread": (experience.scores.max() - experience.scores.min()).item(),
@@ -316,7 +407,7 @@ def summarise(experience: Experience, updates: list[dict[str, float]]) -> dict[s
         "length": rollout.lengths.float().mean().item(),
         "ended": rollout.ended.float().mean().item(),
         "surprise": -(experience.logprobs * rollout.mask).sum().item() / int(rollout.mask.sum()),
-        "ratio_first": updates[0]["ratio_mean"],
+        **first,
         **means,
     }
 
@@ -328,60 +419,77 @@ def train_ppo(
     config: PPOConfig | None = None,
     on_step: OnStep | None = None,
     ptx_blocks: Tensor | None = None,
+    reward: Reward | None = None,
+    formulas: Formulas = FORMULAS,
+    on_phase: OnPhase | None = None,
 ) -> tuple[Roles, list[Record]]:
     """Train the policy and the critic of `roles`, in place: rollout, evaluation, optimisation.
 
+    Taught in chapter 06; with pretraining text in 08, without a critic in 12.
+
     Args:
         roles: policy, reference, reward model and critic.
-        tokenizer: of all of them.
         prompts: texts to answer; drawn at random, each once before any comes again.
         config, on_step: settings, and what is called with the record of each step.
         ptx_blocks: (N, T) pretraining text, needed if `config.ptx_coef` is not 0.
+        reward: from n prompts and n answers, as texts, to n scores, instead of the reward model.
+        formulas: your own in the place of the package's, as `Formulas(policy_loss=mine)`.
+        on_phase: called with "rollout", "evaluation" and "optimisation" as each begins.
 
     Returns:
-        The roles, and one record per step, until the end or Ctrl-C: step, reward (mean score),
-        reward_spread (best less worst), kl (nats per answer), length (tokens), ended (share),
-        surprise (nats per token), the losses, clip_fraction, approx_kl, ratio_mean, ratio_first,
-        norm, lr, beta, seconds, and on the first step_0, what `check_step_0` found.
+        The roles, and one record per step, until the end or Ctrl-C; see `summarise`.
 
     Raises:
         ValueError: no prompts, a prompt too long, or ptx_coef without ptx_blocks.
         RuntimeError: NaN or infinity somewhere, or `check_step_0`, `check_progress` or
-            `training.require_progress` stopped the run.
+            `checks.require_progress` stopped the run.
     """
     config = config or PPOConfig()
+    _require_roles(roles, config, reward)
     ids = _prepare(roles, tokenizer, prompts, config, ptx_blocks)
     optimizers, ends = _make_optimizers(roles, config), ending_ids(roles.policy, tokenizer)
     random, queue = torch.Generator().manual_seed(config.seed), []
-    saved = _checkpoint(roles, tokenizer, config, optimizers, [ids, ptx_blocks], random, queue)
-    history = saved.resume()
-    start = started(history)
-    with contextlib.suppress(KeyboardInterrupt):
-        for step in range(len(history), config.steps):
+    loop = _loop(roles, tokenizer, config, optimizers, [ids, ptx_blocks], random, queue, on_step)
+    with loop:
+        for step in loop.steps(config.steps):
             # 1. Rollout: the policy answers a batch of prompts.
-            chosen = [ids[i] for i in _draw_prompts(queue, len(ids), config.batch_size, random)]
-            limits = config.max_new_tokens, config.temperature
+            begin(on_phase, "rollout")
+            drawn = _draw_prompts(queue, len(ids), config, random)
+            asked, limits = [ids[i] for i in drawn], (config.max_new_tokens, config.temperature)
             with economy(config, roles.policy):
-                rollout = generate(roles.policy, tokenizer, chosen, *limits, random)
+                rollout = generate(roles.policy, tokenizer, asked, *limits, random)
 
             # 2. Evaluation: reward model, reference and critic say what each token was worth.
-            note = saved.note(step) if step else check_step_0(roles, rollout, config, ends)
-            experience = evaluate_rollout(roles, rollout, config)
+            begin(on_phase, "evaluation")
+            scores = _scores(reward, [prompts[i] for i in drawn], rollout, tokenizer)
+            if step == 0:
+                loop.note(check_step_0(roles, rollout, config, ends, scores))
+            experience = evaluate_rollout(roles, rollout, config, scores, formulas)
 
             # 3. Optimisation: a few careful steps uphill.
+            begin(on_phase, "optimisation")
             scale, updates = warmup_constant(step, config.warmup), []
             for _ in range(config.epochs):
                 for rows in torch.randperm(len(rollout), generator=random).split(config.minibatch):
                     text = _pretraining_text(ptx_blocks, config, random)
-                    updates.append(learn(roles, experience, rows, optimizers, scale, config, text))
+                    updates.append(
+                        learn(roles, experience, rows, optimizers, scale, config, text, formulas)
+                    )
 
             # 4. Report and save; stop if there is no use in going on.
-            record = {"step": step, **summarise(experience, updates), "beta": config.beta}
-            record |= {"lr": config.lr * scale, "seconds": time.perf_counter() - start, **note}
-            report(history, record, on_step)
-            check_progress(history, config)
-            saved.save_if_due(history, last=step + 1 == config.steps)
-    return roles, history
+            numbers = summarise(experience, updates)
+            loop.report(**numbers, beta=config.beta, lr=config.lr * scale)
+    return roles, loop.history
+
+
+def _require_roles(roles: Roles, config: PPOConfig, reward: Reward | None) -> None:
+    """Raise ValueError if a role that the settings ask for is empty."""
+    if reward is None and getattr(roles, "reward_model", roles) is None:
+        raise ValueError("train_ppo: there is no reward model; give one, or reward=…")
+    if config.baseline == "critic" and not roles.critic_parameters():
+        raise ValueError(
+            'train_ppo: there is no critic; give one, or set PPOConfig(baseline="rloo")'
+        )
 
 
 def _prepare(
@@ -396,57 +504,86 @@ def _prepare(
     require_some(prompts, "train_ppo", "prompts")
     if config.ptx_coef and ptx_blocks is None:
         raise ValueError("train_ppo: ptx_coef is not 0, so give ptx_blocks, text to mix in")
-    for name in ("policy", "reference", "reward_model", "critic"):
-        if hasattr(roles, name):
-            require_vocabulary(getattr(roles, name), tokenizer, f"train_ppo: the {name}")
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    longest = max(map(len, ids)) + config.max_new_tokens
     for name in ("reference", "reward_model", "critic", "policy"):
         model = getattr(roles, name, None)
         if isinstance(model, torch.nn.Module):
-            longest = max(map(len, ids)) + config.max_new_tokens
+            require_vocabulary(model, tokenizer, f"train_ppo: the {name}")
             require_sound(model, f"train_ppo, {name}", longest)
     return ids
 
 
-def _make_optimizers(roles: Roles, config: PPOConfig) -> dict[str, torch.optim.Optimizer]:
+def _make_optimizers(roles: Roles, config: PPOConfig) -> Optimizers:
     # An epsilon of 1e-5 keeps the first steps small, as in the original code.
-    return {
-        "policy": make_optimizer(roles.policy_parameters(), config.lr, eps=1e-5),
-        "critic": make_optimizer(roles.critic_parameters(), config.critic_lr, eps=1e-5),
-    }
+    decay = config.weight_decay
+    optimizers = {"policy": make_optimizer(roles.policy_parameters(), config.lr, decay, eps=1e-5)}
+    if config.baseline == "critic":
+        learners = roles.critic_parameters()
+        optimizers["critic"] = make_optimizer(learners, config.critic_lr, decay, eps=1e-5)
+    return optimizers
 
 
-def _draw_prompts(
-    queue: list[int], count: int, batch_size: int, random: torch.Generator
-) -> list[int]:
-    """Take the next row numbers from the queue, in place; shuffle all `count` in as it runs out."""
-    while len(queue) < batch_size:
-        queue += torch.randperm(count, generator=random).tolist()
-    chosen, queue[:] = queue[:batch_size], queue[batch_size:]
-    return chosen
-
-
-def _checkpoint(
+def _loop(
     roles: Roles,
     tokenizer: PreTrainedTokenizerBase,
     config: PPOConfig,
-    optimizers: dict[str, torch.optim.Optimizer],
+    optimizers: Optimizers,
     data: Any,
     random: torch.Generator,
     queue: list[int],
-) -> Checkpoint:
+    on_step: OnStep | None,
+) -> Loop:
     """All that a PPO run consists of; reference and reward model too, where they are networks."""
     others = [getattr(roles, name, None) for name in ("reference", "reward_model")]
-    return Checkpoint(
+    return Loop(
         config,
         roles.policy,
         optimizers,
         data,
         tokenizer,
+        on_step,
         frozen=[model for model in others if isinstance(model, torch.nn.Module)],
         generator=random,
         queue=queue,
+        check=lambda history: check_progress(history, config),
     )
+
+
+def _draw_prompts(
+    queue: list[int], count: int, config: PPOConfig, random: torch.Generator
+) -> list[int]:
+    """Row numbers of a rollout's prompts, each as often as it is to be answered.
+
+    The next ones are taken from the queue, in place; as it runs out all `count` are shuffled in.
+    """
+    wanted = config.batch_size // config.answers_per_prompt
+    while len(queue) < wanted:
+        queue += torch.randperm(count, generator=random).tolist()
+    chosen, queue[:] = queue[:wanted], queue[wanted:]
+    return [i for i in chosen for _ in range(config.answers_per_prompt)]
+
+
+def _scores(
+    reward: Reward | None,
+    prompts: list[str],
+    rollout: Rollout,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Tensor | None:
+    """What a reader's own reward says of a rollout, (B,); None where the reward model is asked.
+
+    Raises:
+        ValueError: it does not return one finite number for each answer.
+    """
+    if reward is None:
+        return None
+    found = torch.as_tensor(reward(prompts, rollout.texts(tokenizer)), dtype=torch.float32)
+    if found.shape != (len(rollout),) or not found.isfinite().all():
+        raise ValueError(
+            f"train_ppo: reward must return {len(rollout)} finite numbers, one for each answer, "
+            f"not {found.tolist()}"
+        )
+    return found.to(rollout.tokens.device)
 
 
 def _pretraining_text(

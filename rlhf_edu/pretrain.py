@@ -1,10 +1,8 @@
 """Step 0: a tokenizer and a base model, from nothing but web pages."""
 
-import contextlib
-import time
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_edu.engine.checkpoints import Checkpoint
 from rlhf_edu.engine.checks import (
     DROPOUT,
     MISALIGNED,
@@ -24,23 +21,16 @@ from rlhf_edu.engine.checks import (
     Record,
     about_first_loss,
     require_agreement,
-    require_between,
-    require_checkpoints,
-    require_numbers,
     require_positive,
     require_some,
     require_sound,
     step_0_tolerance,
 )
-from rlhf_edu.engine.economy import bf16_products, frugal, part_size
-from rlhf_edu.engine.parallel import share_of_batch, totals
+from rlhf_edu.engine.economy import economy, frugal, part_size
+from rlhf_edu.engine.loop import Loop, TrainConfig
 from rlhf_edu.engine.training import (
     make_optimizer,
     number_of_batches,
-    report,
-    started,
-    update,
-    warmup_cosine,
 )
 from rlhf_edu.tokens import encode_text
 
@@ -101,41 +91,24 @@ def pack(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], block: int = 
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Settings of `pretrain`.
-
-    Attributes:
-        lr: peak learning rate; smaller models take larger ones.
-        batch_size: blocks per step.
-        epochs: passes over the blocks.
-        steps: stop after so many steps; None: at the end of the epochs.
-        warmup: steps in which the learning rate rises; afterwards a cosine to a tenth.
-        weight_decay, betas: of AdamW.
-        max_norm: the gradient is clipped to this norm.
-        bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
-        seed: of the order of the blocks.
-        checkpoint_every: save the state after so many steps, and after the last one; 0: never.
-        checkpoint_folder: where. A run whose folder holds a checkpoint of it goes on from there.
-    """
+class PretrainConfig(TrainConfig):
+    """Settings of `pretrain`."""
 
     lr: float = 3e-3
+    """Peak learning rate; smaller models take larger ones."""
     batch_size: int = 16
-    epochs: int = 1
+    """Blocks per step."""
     steps: int | None = None
+    """Stop after so many steps; None: at the end of the epochs."""
     warmup: int = 50
+    """Steps in which the learning rate rises; afterwards it falls along a cosine to a tenth."""
     weight_decay: float = 0.1
+    """Weight decay of AdamW, on matrices alone."""
     betas: tuple[float, float] = (0.9, 0.95)
-    max_norm: float = 1.0
-    bf16: bool = False
-    seed: int = 0
-    checkpoint_every: int = 0
-    checkpoint_folder: str | None = None
+    """AdamW's decay of its two running means."""
 
     def __post_init__(self) -> None:
-        require_numbers(self)
-        require_positive(self, "lr", "batch_size", "epochs", "max_norm")
-        require_between(self, 0, float("inf"), "warmup", "weight_decay")
-        require_checkpoints(self)
+        super().__post_init__()
         if self.steps is not None:
             require_positive(self, "steps")
 
@@ -156,11 +129,12 @@ def next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
     return sum(map(frugal(compute), blocks.split(part_size(len(blocks)))))
 
 
-def plan_blocks(count: int, config: PretrainConfig) -> Iterator[Tensor]:
-    """Batches in their order, without end, as row numbers; shuffled anew when all were seen."""
-    order = torch.Generator().manual_seed(config.seed)
-    while True:
-        yield from torch.randperm(count, generator=order).split(config.batch_size)
+def plan_blocks(count: int, batch_size: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """Batches without end, as (epoch, row numbers); shuffled anew when all have been seen."""
+    order = torch.Generator().manual_seed(seed)
+    for epoch in itertools.count():
+        for rows in torch.randperm(count, generator=order).split(batch_size):
+            yield epoch, rows.tolist()
 
 
 @torch.no_grad()
@@ -191,7 +165,7 @@ def pretrain(
     on_step: OnStep | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreTrainedModel, list[Record]]:
-    """Train a model, in place, to predict the next token of web pages.
+    """Train a model, in place, to predict the next token of web pages. Taught in chapter 01.
 
     Args:
         model: from `new_llama`.
@@ -208,38 +182,32 @@ def pretrain(
     Raises:
         ValueError: there are no blocks, or they are longer than the model can read.
         RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
-            `training.require_progress` stopped the run.
+            `checks.require_progress` stopped the run.
     """
     config = config or PretrainConfig()
     require_some(blocks, "pretrain", "blocks")
     require_sound(model, "pretrain", blocks.shape[1])
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay, config.betas)
+    loop = Loop(config, model, {"model": optimizer}, blocks, tokenizer, on_step)
+    plan = plan_blocks(len(blocks), config.batch_size, config.seed)
     steps = config.steps or config.epochs * number_of_batches(len(blocks), config.batch_size)
-    saved = Checkpoint(config, model, {"model": optimizer}, blocks, tokenizer)
-    history = saved.resume()
-    start, tokens = started(history), history[-1]["tokens"] if history else 0
-    with contextlib.suppress(KeyboardInterrupt):
-        for rows in islice(plan_blocks(len(blocks), config), len(history), steps):
+    with loop:
+        for batch in loop.batches(plan, steps):
             # 1. Take the next blocks.
-            step, batch = len(history), blocks[rows].to(model.device)
-            mine, weight = share_of_batch(batch, lambda block: 1)
+            part = blocks[batch.rows].to(model.device)
 
             # 2. How surprised is the model by each next token?
-            with bf16_products(model, config.bf16):
-                loss = weight * next_token_loss(model, mine)
-            note = saved.note(step) if step else check_step_0(model, mine[0], loss)
+            with economy(config, model):
+                loss = batch.weight * next_token_loss(model, part)
+            if batch.step == 0:
+                loop.note(check_step_0(model, part[0], loss))
 
             # 3. Make it a little less surprised.
-            lr = config.lr * warmup_cosine(step, steps, config.warmup)
-            norm = update(optimizer, loss, lr, config.max_norm)
+            loop.descend(loss)
 
             # 4. Report and save.
-            tokens += batch.numel()
-            record = {"step": step, **totals(loss=loss), "lr": lr, "norm": norm, "tokens": tokens}
-            record |= {"seconds": time.perf_counter() - start, **note}
-            report(history, record, on_step)
-            saved.save_if_due(history, last=len(history) == steps)
-    return model, history
+            loop.report(tokens=loop.so_far("tokens") + batch.size * blocks.shape[1])
+    return model, loop.history
 
 
 @torch.inference_mode()

@@ -1,11 +1,8 @@
 """Step 2 of InstructGPT: a reward model from rankings (arXiv 2203.02155, 3.5 and Eq. 1)."""
 
-import contextlib
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -13,16 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import Demonstration, Ranking
-from rlhf_edu.engine.checkpoints import Checkpoint
 from rlhf_edu.engine.checks import (
     DROPOUT,
     MISALIGNED,
     OnStep,
     Record,
     require_agreement,
-    require_between,
-    require_checkpoints,
-    require_numbers,
     require_positive,
     require_some,
     require_sound,
@@ -32,60 +25,33 @@ from rlhf_edu.engine.checks import (
 )
 from rlhf_edu.engine.economy import economy
 from rlhf_edu.engine.groups import Group, answer_scores, make_group
-from rlhf_edu.engine.parallel import share_of_batch, totals
+from rlhf_edu.engine.loop import Loop, TrainConfig
 from rlhf_edu.engine.training import (
     make_optimizer,
-    number_of_batches,
-    plan_batches,
-    report,
-    started,
-    update,
-    warmup_cosine,
 )
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
 from rlhf_edu.models import head_output, last_hidden, require_kind, scalar_head, scores
 from rlhf_edu.tokens import encode_answer, encode_prompt, pad_right, parts_by_length
 
+RankingLoss = Callable[[Tensor, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
-class RewardConfig:
-    """Settings of `train_reward`.
-
-    Attributes:
-        lr: peak learning rate; a cosine to a tenth follows.
-        batch_size: prompts per step, each with all of its answers.
-        epochs: one or two; a reward model that sees its comparisons often learns them by heart.
-        warmup: steps in which the learning rate rises.
-        weight_decay: how strongly AdamW pulls the matrices to 0.
-        max_norm: the gradient is clipped to this norm.
-        max_answer_tokens: an answer that was cut off anyway is read up to here; one that has an
-            end is always read to its end.
-        bf16: multiply matrices in bfloat16, see `economy.bf16_products`.
-        micro_batch: hold the activations of so many prompts with their answers at once; the
-            backward pass computes them again. 0: of all. See `economy.micro_batches`.
-        seed: of the random order of the prompts.
-        checkpoint_every: save the state after so many steps, and after the last one; 0: never.
-        checkpoint_folder: where. A run whose folder holds a checkpoint of it goes on from there.
-    """
+class RewardConfig(TrainConfig):
+    """Settings of `train_reward`."""
 
     lr: float = 5e-4
+    """Peak learning rate of AdamW; a cosine to a tenth of it follows the warm-up."""
     batch_size: int = 16
+    """Prompts per step, each with all of its answers."""
     epochs: int = 1
-    warmup: int = 10
-    weight_decay: float = 0.0
-    max_norm: float = 1.0
+    """Passes over the rankings, one or two: seen often, comparisons are learned by heart."""
     max_answer_tokens: int = 64
-    bf16: bool = False
-    micro_batch: int = 0
-    seed: int = 0
-    checkpoint_every: int = 0
-    checkpoint_folder: str | None = None
+    """An answer that was cut off anyway is read up to here; one that ends, to its end."""
 
     def __post_init__(self) -> None:
-        require_numbers(self)
-        require_positive(self, "lr", "batch_size", "epochs", "max_norm", "max_answer_tokens")
-        require_between(self, 0, float("inf"), "warmup", "weight_decay", "micro_batch")
-        require_checkpoints(self)
+        super().__post_init__()
+        require_positive(self, "max_answer_tokens")
 
 
 def _encode(
@@ -189,14 +155,19 @@ def train_reward(
     config: RewardConfig | None = None,
     on_step: OnStep | None = None,
     validation: Sequence[Ranking] | None = None,
+    loss: RankingLoss = kwise_batch_loss,
 ) -> tuple[PreTrainedModel, list[Record]]:
     """Train a reward model, in place, to score answers as the labelers ranked them.
+
+    Taught in chapter 04.
 
     Args:
         model: from `models.scalar_model_from`.
         rankings: K answers to each prompt, ranked; K may vary.
         config, on_step: settings, and what is called with the record of each step.
         validation: rankings to measure loss and accuracy on after each epoch.
+        loss: from scores (B, K) and ranks (B, K), 1 the best and 0 where there is no answer, to a
+            scalar: your own in the place of `losses.kwise_batch_loss`.
 
     Returns:
         The model, and one record per step, until the end or an interrupt: step, epoch, loss (nats
@@ -207,7 +178,7 @@ def train_reward(
         ValueError: there are no rankings, or no two different answers that are not tied; or the
             model is none with a head, or has another vocabulary.
         RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
-            `training.require_progress` stopped the run.
+            `checks.require_progress` stopped the run.
     """
     config = config or RewardConfig()
     require_tokens(tokenizer, "train_reward")
@@ -218,38 +189,30 @@ def train_reward(
     lengths = [group.longest for group in groups]
     require_sound(model, "train_reward", max(lengths))
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
-    plan = plan_batches(lengths, config.batch_size, config.epochs, config.seed)
-    per_epoch = number_of_batches(len(lengths), config.batch_size)
-    steps = config.epochs * per_epoch
-    saved = Checkpoint(config, model, {"model": optimizer}, groups, tokenizer)
-    history = saved.resume()
-    start, longest = started(history), max(groups, key=lambda group: group.longest)
-    with contextlib.suppress(KeyboardInterrupt):
-        for epoch, rows in islice(plan, len(history), None):
+    loop = Loop(config, model, {"model": optimizer}, groups, tokenizer, on_step)
+    longest = max(groups, key=lambda group: group.longest)
+    with loop:
+        for batch in loop.by_length(lengths):
             # 1. Score all answers to some prompts, each of them once.
-            step = len(history)
-            part, weight = share_of_batch([groups[i] for i in rows], lambda group: 1)
+            part = [groups[i] for i in batch.rows]
             with economy(config, model):
-                got, wanted = _score_groups(model, tokenizer, part)
+                scored, ranks = _score_groups(model, tokenizer, part)
 
                 # 2. How likely are the labelers' choices, pair by pair?
-                loss = weight * kwise_batch_loss(got, wanted)
-                checked = model, tokenizer, part, longest, loss
-                note = saved.note(step) if step else check_step_0(*checked)
+                mean = batch.weight * loss(scored, ranks)
+                if batch.step == 0:
+                    loop.note(check_step_0(model, tokenizer, part, longest, mean))
 
             # 3. Make them likelier.
-            lr = config.lr * warmup_cosine(step, steps, config.warmup)
-            norm = update(optimizer, loss, lr, config.max_norm)
+            loop.descend(mean)
 
             # 4. Report and save.
-            record = {"step": step, "epoch": epoch, **totals(loss=loss), "lr": lr, "norm": norm}
-            right, pairs = pair_accuracy(got.detach(), wanted)
-            if validation and (step + 1) % per_epoch == 0:
-                record |= _validate(model, tokenizer, validation)
-            record |= {"accuracy": right / pairs, "seconds": time.perf_counter() - start, **note}
-            report(history, record, on_step)
-            saved.save_if_due(history, last=len(history) == steps)
-    return model, history
+            more = {}
+            if validation and batch.ends_epoch:
+                more = _validate(model, tokenizer, validation)
+            right, pairs = pair_accuracy(scored.detach(), ranks)
+            loop.report(epoch=batch.epoch, **more, accuracy=right / pairs)
+    return model, loop.history
 
 
 @torch.no_grad()

@@ -52,8 +52,8 @@ class RolesOfModels:
 
     policy: PreTrainedModel
     reference: PreTrainedModel
-    reward_model: PreTrainedModel
-    critic: PreTrainedModel
+    reward_model: PreTrainedModel | None
+    critic: PreTrainedModel | None
 
     def response_logprobs(self, rollout: Sequences, temperature: float = 1.0) -> Tensor:
         """See `Roles`."""
@@ -82,29 +82,33 @@ class SeparateRoles(RolesOfModels):
     def __init__(
         self,
         policy: PreTrainedModel,
-        reward_model: PreTrainedModel,
+        reward_model: PreTrainedModel | None,
         reference: PreTrainedModel | None = None,
         critic: PreTrainedModel | None = None,
+        use_critic: bool = True,
     ) -> None:
         """Start from a policy and a reward model.
 
         Args:
             policy: usually the SFT model.
-            reward_model: from `train_reward`.
+            reward_model: from `train_reward`; None where `train_ppo` has a reward of its own.
             reference: where the KL penalty is measured from; None: the policy as it is now.
             critic: None: the reward model as it is now (InstructGPT C.4).
+            use_critic: False for RLOO and GRPO: then no memory is held for one.
 
         Raises:
             ValueError: a reward model stands for a language model, or the reverse.
         """
+        critic = reward_model if critic is None else critic
         require_kind(policy, "SeparateRoles: the policy")
-        require_kind(reward_model, "SeparateRoles: the reward model", scalar=True)
         require_kind(policy if reference is None else reference, "SeparateRoles: the reference")
-        require_kind(reward_model if critic is None else critic, "SeparateRoles: the critic", True)
+        for model, name in ((reward_model, "reward model"), (critic, "critic")):
+            if model is not None:
+                require_kind(model, f"SeparateRoles: the {name}", scalar=True)
         self.policy = _trainable(policy)
-        self.critic = _trainable(reward_model if critic is None else critic)
+        self.critic = _trainable(critic) if critic is not None and use_critic else None
         self.reference = _frozen(policy if reference is None else reference)
-        self.reward_model = _frozen(reward_model)
+        self.reward_model = None if reward_model is None else _frozen(reward_model)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """See `Roles`."""
@@ -112,7 +116,7 @@ class SeparateRoles(RolesOfModels):
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """See `Roles`."""
-        return list(self.critic.parameters())
+        return [] if self.critic is None else list(self.critic.parameters())
 
 
 def _trainable(model: Model) -> Model:
@@ -141,31 +145,39 @@ class LoraRoles(RolesOfModels):
         self,
         base: PreTrainedModel,
         policy: Adapter,
-        reward_model: Adapter,
+        reward_model: Adapter | None,
         reference: Adapter | None = None,
         critic: Adapter | None = None,
+        use_critic: bool = True,
     ) -> None:
         """Start from a policy and a reward model that were trained on the same base.
 
         Args:
             base: a causal language model. It is changed, not copied: the adapters go into it.
             policy: usually the adapter from SFT; copied, as the others are.
-            reward_model: with its head.
+            reward_model: with its head; None where `train_ppo` has a reward of its own.
             reference: where the KL penalty is measured from; None: the policy as it is now.
             critic: None: the reward model as it is now (InstructGPT C.4).
+            use_critic: False for RLOO and GRPO: then no memory is held for one.
 
         Raises:
             ValueError: an adapter does not fit the base, or the reward model has no head.
         """
-        adapters = [policy, reference or policy, reward_model, critic or reward_model]
+        scalar = {
+            "reward": reward_model,
+            "critic": (critic or reward_model) if use_critic else None,
+        }
+        scalar = {name: adapter for name, adapter in scalar.items() if adapter is not None}
         self.backbone = put_on(base, policy, "policy")
-        _attach_head(self.backbone.get_base_model(), adapters[2:])
-        for name, adapter in zip(self.NAMES[1:], adapters[1:], strict=True):
+        if scalar:
+            _attach_head(self.backbone.get_base_model(), list(scalar.values()))
+        for name, adapter in {"reference": reference or policy, **scalar}.items():
             with torch.random.fork_rng(devices=[]):
                 self.backbone.add_adapter(name, copy.deepcopy(adapter.config))
             _fill(self.backbone, name, adapter)
         self.backbone.eval().requires_grad_(False)
-        self._learners = {name: self._parameters_of(name) for name in ("policy", "critic")}
+        learners = ["policy", *(name for name in scalar if name == "critic")]
+        self._learners = {name: self._parameters_of(name) for name in learners}
         self._role = ""
         self._as("policy")
 
@@ -194,14 +206,14 @@ class LoraRoles(RolesOfModels):
         return self._as("reference")
 
     @property
-    def reward_model(self) -> PeftModel:
-        """The reward model, until another role is asked for."""
-        return self._as("reward")
+    def reward_model(self) -> PeftModel | None:
+        """The reward model, if there is one, until another role is asked for."""
+        return self._as("reward") if "reward" in self.backbone.peft_config else None
 
     @property
-    def critic(self) -> PeftModel:
-        """The critic, until another role is asked for."""
-        return self._as("critic")
+    def critic(self) -> PeftModel | None:
+        """The critic, if there is one, until another role is asked for."""
+        return self._as("critic") if "critic" in self._learners else None
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """See `Roles`."""
@@ -209,7 +221,7 @@ class LoraRoles(RolesOfModels):
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """See `Roles`."""
-        return list(self._learners["critic"])
+        return list(self._learners.get("critic", []))
 
     def adapter(self, role: str) -> Adapter:
         """Return a copy of the adapter of one of the four `NAMES`."""

@@ -9,11 +9,12 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import dpo, generation, models, ppo, pretrain, reward, sft, tokens
+from rlhf_edu import dpo, models, ppo, pretrain, reward, sampling, sft, tokens
 from rlhf_edu.data import Ranking
 from rlhf_edu.engine import groups
 from rlhf_edu.roles import SeparateRoles
 
+WITH_REFERENCE = [name for name, loss in dpo.PREFERENCES.items() if loss.needs_reference]
 TOK = tiny.tokenizer()
 PROMPTS = [tiny.prompt(i).text for i in range(8)]
 BLOCKS = pretrain.pack(TOK, tiny.TEXTS * 8, block=16)
@@ -82,7 +83,7 @@ def test_a_sound_start_says_so(train, model) -> None:
     assert all("step_0" not in record for record in history[1:])
 
 
-@pytest.mark.parametrize("loss", dpo.LOSSES)
+@pytest.mark.parametrize("loss", WITH_REFERENCE)
 @pytest.mark.parametrize("pad", [0, 2], ids=["pad", "pad=eos"])
 def test_dpo_starts_at_its_loss_even_if_pad_is_eos(monkeypatch, loss: str, pad: int) -> None:
     pad_with(pad, monkeypatch)
@@ -227,7 +228,7 @@ def test_positions_without_the_mask_are_found(monkeypatch) -> None:
         return torch.arange(mask.shape[1]).expand(mask.shape)
 
     # Prompts are padded on the left where answers are sampled, and nowhere else.
-    monkeypatch.setattr(generation, "position_ids", count_padding)
+    monkeypatch.setattr(sampling, "position_ids", count_padding)
     with pytest.raises(RuntimeError, match="positions counted without the mask"):
         train_ppo(tiny.gpt2())
 
@@ -381,7 +382,7 @@ def test_a_frozen_model_is_named(train) -> None:
             train(frozen)
 
 
-@pytest.mark.parametrize("loss", dpo.LOSSES)
+@pytest.mark.parametrize("loss", WITH_REFERENCE)
 def test_dpo_moves_towards_the_chosen_answers(loss: str) -> None:
     # Sums of policy and reference swapped in the loss would give the same first loss, and the
     # opposite first step.
@@ -391,7 +392,14 @@ def test_dpo_moves_towards_the_chosen_answers(loss: str) -> None:
 
 
 def test_swapped_sums_are_named(monkeypatch) -> None:
-    right = dpo._preference_loss
-    monkeypatch.setattr(dpo, "_preference_loss", lambda c, s, n: right(c, s[2:] + s[:2], n))
+    right = dpo.make_pairs
+
+    def swapped(*arguments) -> dpo.Pairs:
+        found = right(*arguments)
+        chosen, rejected, ref_chosen, ref_rejected = found.sums
+        lengths = found.chosen_lengths, found.rejected_lengths
+        return dpo.Pairs(ref_chosen, ref_rejected, chosen, rejected, *lengths)
+
+    monkeypatch.setattr(dpo, "make_pairs", swapped)
     with pytest.raises(RuntimeError, match="are policy and reference swapped"):
         train_dpo(tiny.llama())

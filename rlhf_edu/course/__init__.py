@@ -3,3 +3,12 @@ exercises, and the editions made from the notebooks.
 
 It may use everything but `bench`; notebooks and the command line import it.
 """
+
+from rlhf_edu import lazy
+
+__all__, __getattr__ = lazy(
+    __name__,
+    {
+        "notebook": "start show progress LiveCurve",
+    },
+)

@@ -6,10 +6,9 @@ from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import PreTrainedModel
 
 
 class Economy(Protocol):
@@ -32,33 +31,38 @@ def economy(config: Economy, model: PreTrainedModel) -> Iterator[None]:
 # --- products in bfloat16 ------------------------------------------------------------------------
 
 
-def bf16_products(model: PreTrainedModel, enabled: bool = True) -> torch.autocast:
+@contextlib.contextmanager
+def bf16_products(model: PreTrainedModel, enabled: bool = True) -> Iterator[None]:
     """A context in which forward passes on the model's device multiply matrices in bfloat16.
 
     Weights, the optimiser's step and losses stay in fp32, on a CPU attention too. It pays on a
     processor with such instructions (avx512_bf16, AMX) and on any recent GPU; others are slower.
     """
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=enabled)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=enabled), _attention():
+        yield
 
 
-def _sdpa(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """As `transformers` attends; on a CPU always in fp32."""
-    if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    with torch.autocast("cpu", enabled=False):
-        query, key, value = query.float(), key.float(), value.float()
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+class Fp32Attention(TorchFunctionMode):
+    """Attention in fp32 under autocast: on a CPU its backward pass in bfloat16 costs several times
+    that in fp32.
+    """
+
+    def __torch_function__(
+        self, function: Callable, types: Any, arguments: tuple = (), options: dict | None = None
+    ) -> Any:
+        """Call a function of torch; attention with its tensors in fp32."""
+        options = options or {}
+        if function is not torch.nn.functional.scaled_dot_product_attention:
+            return function(*arguments, **options)
+        query, key, value = (tensor.float() for tensor in arguments[:3])
+        with torch.autocast("cpu", enabled=False):
+            return function(query, key, value, *arguments[3:], **options)
 
 
-# On a CPU the backward pass of attention in bfloat16 costs several times that in fp32.
-AttentionInterface.register("sdpa", _sdpa)
+def _attention() -> contextlib.AbstractContextManager:
+    """How to attend, as autocast is now."""
+    on = torch.is_autocast_enabled("cpu")
+    return Fp32Attention() if on else contextlib.nullcontext()
 
 
 # --- a batch in small parts ----------------------------------------------------------------------
@@ -94,4 +98,7 @@ def frugal(compute: Callable[[Part], Found]) -> Callable[[Part], Found]:
     """`compute`, with nothing kept for the backward pass while `micro_batches` has a limit."""
     if not _MICRO_BATCH.get() or not torch.is_grad_enabled():
         return compute
-    return lambda part: checkpoint(compute, part, use_reentrant=False, preserve_rng_state=False)
+    again = _attention()  # torch brings autocast back for the second pass, and no more
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    options["context_fn"] = lambda: (contextlib.nullcontext(), again)
+    return lambda part: checkpoint(compute, part, **options)

@@ -72,6 +72,24 @@ def gathered(found: list[Any], device: torch.device) -> list[Any]:
     return [part.to(device) for part in gather_object([part.to("cpu") for part in found])]
 
 
+def together(
+    compute: Callable[[range], dict[str, Tensor]], count: int, device: torch.device
+) -> dict[str, Tensor]:
+    """What `compute` finds for rows 0 … count - 1, each process for its share of them.
+
+    Args:
+        compute: from row numbers without a gap to tensors (rows, …) by name.
+        count: of rows.
+        device: where the results are wanted.
+    """
+    if processes() == 1:
+        return compute(range(count))
+    mine = share(range(count))
+    found = [{name: x.to("cpu") for name, x in compute(mine).items()}] if mine else []
+    parts = gather_object(found)
+    return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+
+
 def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace every gradient by its sum over all processes."""
     if processes() == 1:

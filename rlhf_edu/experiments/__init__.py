@@ -3,3 +3,14 @@ findings of the papers over several seeds.
 
 It uses the core and `tinyweb`; `bench`, `course` and the command line may import it.
 """
+
+from rlhf_edu import lazy
+
+__all__, __getattr__ = lazy(
+    __name__,
+    {
+        "exam": "answer_all",
+        "ladder": "Ladder Recipe",
+        "bases": "BASES",
+    },
+)

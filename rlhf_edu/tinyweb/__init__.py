@@ -1,5 +1,19 @@
-"""The tiny web: a small closed world whose truth is known."""
+"""The tiny web: a small closed world whose truth is known.
 
-from rlhf_edu.tinyweb.facts import Entity, Fact, World
+It knows the records of `data` and nothing else of ours; `experiments`, `bench`, `course` and the
+command line import it, the trainers never do.
+"""
 
-__all__ = ["Entity", "Fact", "World"]
+from rlhf_edu import lazy
+
+__all__, __getattr__ = lazy(
+    __name__,
+    {
+        "facts": "Entity Fact World",
+        "judge": "Judge",
+        "labelers": "Population",
+        "prompts": "make_prompts",
+        "demonstrations": "demonstrate",
+        "pages": "web",
+    },
+)
