@@ -11,6 +11,7 @@ from rlhf_edu import generation, losses
 from rlhf_edu.economy import bf16_products
 from rlhf_edu.generation import generate
 from rlhf_edu.models import response_logits, response_logprobs
+from rlhf_edu.pretrain import train_tokenizer
 
 TOK = tiny.tokenizer()
 PROMPTS = ["Is the cat old?", "The dog", "Hen? " * 9, "x", "Yes! Yes!"]
@@ -221,6 +222,21 @@ def test_stop_ends_an_answer() -> None:
     assert rollout.texts(TOK) == ["a"]
     with pytest.raises(ValueError, match="no single token"):
         generate(tiny.llama(), TOK, PROMPTS, stop="no such token")
+
+
+def test_any_token_that_holds_stop_ends_an_answer() -> None:
+    tokenizer = train_tokenizer(["a\n\n"] * 9, vocab_size=260)
+    [letter], [double] = tokenizer.encode("a"), tokenizer.encode("\n\n")
+    rollout = generate(Script([letter, double, letter, 2]), tokenizer, [[1, 5, 6]], 4, stop="\n")
+    assert rollout.ended.all() and rollout.lengths.tolist() == [2]
+    assert rollout.texts(tokenizer) == ["a"]
+
+
+def test_stop_ends_an_answer_in_shapes_that_never_change_too() -> None:
+    model, asked = tiny.llama(), PROMPTS * 4
+    grown, static = (generate(model, TOK, asked, 20, static=s, stop="e") for s in (False, True))
+    assert torch.equal(grown.tokens, static.tokens) and torch.equal(grown.ended, static.ended)
+    assert grown.ended.sum() > generate(model, TOK, asked, 20).ended.sum()
 
 
 def test_rows_drop_common_padding() -> None:

@@ -99,6 +99,15 @@ def test_a_saved_reward_model_keeps_its_head(tmp_path: Path) -> None:
     assert all(torch.equal(stored[name], weight) for name, weight in model.state_dict().items())
 
 
+def test_rounding_leaves_the_head_of_a_reward_model_alone() -> None:
+    model = models.scalar_model_from(tiny.llama())
+    head, body = (x.weight.clone() for x in (models.scalar_head(model), model.model.embed_tokens))
+    models.round_weights(model)
+    assert torch.equal(models.scalar_head(model).weight, head)
+    assert torch.equal(model.model.embed_tokens.weight, body.bfloat16().float())
+    assert not torch.equal(head, head.bfloat16().float())
+
+
 def test_missing_models_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no model"):
         models.load_policy(tmp_path)

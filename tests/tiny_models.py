@@ -1,6 +1,7 @@
 """Random models of a few thousand parameters, one RoPE and one with learned positions."""
 
 import functools
+from types import SimpleNamespace
 
 import torch
 from transformers import (
@@ -42,6 +43,28 @@ def gpt2(seed: int = 0, **options) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(
         GPT2Config(**shape, **ids, **{"initializer_range": 0.3} | options)
     ).eval()
+
+
+class Bigram(torch.nn.Module):
+    """A language model by hand: row i of a table (V, V) holds log-probs of what follows token i."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, input_ids, past_key_values=None, logits_to_keep: int = 0, **options):
+        if past_key_values is not None:
+            past_key_values.update(*[torch.zeros(*input_ids.shape, 1, 1).transpose(1, 2)] * 2, 0)
+        return SimpleNamespace(logits=self.table[input_ids[:, -logits_to_keep:]])
+
+
+def chain(text: str) -> Bigram:
+    """A model that goes on from each letter of a text with the next one; after others, anyhow."""
+    table, ids = torch.zeros(280, 280), [tokenizer().encode(letter)[0] for letter in text]
+    table[ids[:-1], ids[1:]] = 1e4
+    return Bigram(table)
 
 
 def both() -> list[PreTrainedModel]:
