@@ -214,6 +214,13 @@ def test_a_token_of_probability_0_is_never_drawn() -> None:
     assert generation._draw(logits, edges, 1.0).tolist() == [1, 3, 3]
 
 
+def test_the_thin_tail_is_drawn() -> None:
+    # Of probability 1.5e-8, which added to 1 in 32 bits is 1.
+    edges = torch.tensor([1 - 1e-7, 1 - 1e-9], dtype=torch.float64)
+    logits = torch.tensor([[0.0, -18.0]]).expand(2, -1)
+    assert generation._draw(logits, edges, 1.0).tolist() == [0, 1]
+
+
 def test_stop_ends_an_answer() -> None:
     [newline] = TOK.encode("\n")
     [letter] = TOK.encode("a")
