@@ -109,6 +109,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch_size", "minibatch", "epochs", "lr", "critic_lr")
         require_positive(self, "temperature", "max_new_tokens", "ptx_blocks", "checkpoint_every")
+        require_positive(self, "clip", "value_clip", "max_norm")
         require_between(self, 0, float("inf"), "beta", "missing_eos_penalty", "ptx_coef", "warmup")
         require_between(self, 0, float("inf"), "max_constant_steps")
         require_between(self, 0, 1, "discount", "lam")
