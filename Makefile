@@ -24,8 +24,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 ARGS ?=
 
-# The printed address opens the first chapter too. The settings keep widgets visible in a saved
-# notebook, and ask the network for nothing.
+# The printed address opens the first chapter too; the settings ask the network for no news.
 LAB := --LabApp.default_url=/lab/tree/$(notdir $(firstword $(NOTEBOOKS))) \
 	--LabApp.app_settings_dir="$(CURDIR)/notebooks/.lab"
 # Jupyter refuses to run as root, which is who one is in a container.
