@@ -27,6 +27,7 @@ import ipywidgets
 import matplotlib
 import numpy as np
 import torch
+from IPython import get_ipython
 from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,6 +45,13 @@ from rlhf_edu.tinyweb.prompts import make_prompts
 
 DPI = 110
 TIERS = ("tiny", "local")
+# Without its kernel a widget of a saved notebook is an error message, in an element that has this
+# class only then. It is made invisible, and a sentence put in its place.
+GONE = """<style>
+.jp-OutputArea-output.jupyter-widgets {font-size: 0}
+.jp-OutputArea-output.jupyter-widgets::after {
+  content: "Here was something to click: run this cell again."; font-size: 14px; font-style: italic}
+</style>"""
 T = TypeVar("T")
 
 
@@ -146,6 +154,8 @@ def start(tier: str = "tiny", seed: int = 0, models: str | Path | None = None) -
     folder = data_folder() / "models" if models is None else Path(models)
     course = Course(tier, seed, torch.device("cuda" if gpu else "cpu"), folder)
     print(course)
+    if get_ipython():  # HTML alone, which `normalise` drops: the course stores no widgets
+        display({"text/html": GONE}, raw=True)
     return course
 
 

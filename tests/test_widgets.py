@@ -64,6 +64,16 @@ def test_start_explains_what_is_wrong(arguments: dict) -> None:
         start(**arguments)
 
 
+def test_start_hides_the_error_of_a_widget_without_kernel(shown: list, monkeypatch) -> None:
+    start()
+    assert not shown  # outside a notebook
+    monkeypatch.setattr(notebook, "get_ipython", lambda: True)
+    start()
+    (style,) = shown
+    assert list(style) == ["text/html"]  # no words, so that stored outputs stay as they are
+    assert ".jupyter-widgets {font-size: 0}" in style["text/html"]
+
+
 def test_course_finds_models_by_short_and_long_names(models) -> None:
     course = Course("local", 0, torch.device("cpu"), models)
     assert course.folder("sft") == course.folder("sft-1M") == models / "sft-1M"
