@@ -132,7 +132,7 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
     elif options.command == "ladder":
         _ladder(options)
     elif options.command == "build":
-        from rlhf_edu.build import build
+        from rlhf_edu.experiments.build import build
 
         build(options.only)
     elif options.command == "experiment":
@@ -146,26 +146,26 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
     elif options.command == "notebooks":
         _notebooks(options)
     else:
-        from rlhf_edu.chat import chat
+        from rlhf_edu.course.chat import chat
 
         chat(options.stage, options.prompt, options.greedy)
     return 0
 
 
 def _bench(options: argparse.Namespace) -> str:
-    from rlhf_edu.bench import Plan, bench
+    from rlhf_edu.bench.plan import Plan, bench
 
     plan = Plan(**{k: v for k, v in vars(options).items() if k != "command"})
     if plan.stage == "race":
-        from rlhf_edu.bench_race import race
+        from rlhf_edu.bench.race import race
 
         return race(plan)
     if plan.stage == "growth":
-        from rlhf_edu.bench_growth import growth
+        from rlhf_edu.bench.growth import growth
 
         return growth(plan)
     if plan.stage == "real":
-        from rlhf_edu.bench_real import real
+        from rlhf_edu.bench.real import real
 
         return real(plan)
     return bench(plan)
@@ -174,7 +174,7 @@ def _bench(options: argparse.Namespace) -> str:
 def _experiment(name: str) -> ModuleType:
     """The module of an experiment, or the one that a finding comes from."""
     for one in EXPERIMENTS if name not in EXPERIMENTS else [name]:
-        module = importlib.import_module(f"rlhf_edu.experiments.{one}")
+        module = importlib.import_module(f"rlhf_edu.experiments.grid.{one}")
         if one == name or any(finding.name == name for finding in module.FINDINGS):
             return module
     known = ", ".join(EXPERIMENTS)
@@ -182,9 +182,9 @@ def _experiment(name: str) -> ModuleType:
 
 
 def _ladder(options: argparse.Namespace) -> None:
-    from rlhf_edu.data import write_text
-    from rlhf_edu.ladder import Ladder
-    from rlhf_edu.report import side_by_side, table
+    from rlhf_edu.experiments.ladder import Ladder
+    from rlhf_edu.experiments.report import side_by_side, table
+    from rlhf_edu.files import write_text
 
     ladder = Ladder(options.seed, options.world_seed, options.from_scratch)
     report = ladder.run()
@@ -199,13 +199,13 @@ def _ladder(options: argparse.Namespace) -> None:
 def _train(command: str, rest: list[str]) -> int:
     if "--hub" in rest:  # before the libraries are loaded, which look only once
         os.environ.update(HF_HUB_OFFLINE="0", HF_DATASETS_OFFLINE="0")
-    from rlhf_edu import run
+    from rlhf_edu.real import run
 
     return run.main(command, rest)
 
 
 def _notebooks(options: argparse.Namespace) -> None:
-    from rlhf_edu import notebook_tools
+    from rlhf_edu.course import editions as notebook_tools
 
     if options.what == "slides":
         notebook_tools.slides(options.names, options.reveal_prefix)

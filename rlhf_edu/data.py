@@ -9,14 +9,14 @@ opens the files too.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf_edu.rows import text_lines
+from rlhf_edu.files import write_text
+from rlhf_edu.real.rows import text_lines
 
 SCHEMA_VERSION = 1
 
@@ -311,25 +311,6 @@ def read_demonstrations(path: str | Path) -> list[Demonstration]:
 def read_rankings(path: str | Path) -> list[Ranking]:
     """Read a file of rankings; errors as in `read_prompts`."""
     return _read(path, to_ranking)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file with Unix line ends; a crash half-way leaves the old file as it was.
-
-    Raises:
-        OSError: it cannot be written, as when the disk is full.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path} was not written ({error}); make room on the disk") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_jsonl(path: str | Path, records: Iterable[Prompt | Demonstration | Ranking]) -> None:

@@ -15,21 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Ranking
-from rlhf_edu.economy import economy
-from rlhf_edu.groups import Group, answer_logprobs, make_group
-from rlhf_edu.losses import dpo_loss, ipo_loss, length_normalised_dpo_loss
-from rlhf_edu.models import require_kind
-from rlhf_edu.parallel import gathered, share, share_of_batch, totals
-from rlhf_edu.training import (
+from rlhf_edu.engine.checkpoints import Checkpoint
+from rlhf_edu.engine.checks import (
     OnStep,
     Record,
     check_logprobs,
-    make_optimizer,
-    number_of_batches,
-    plan_batches,
-    report,
     require_agreement,
     require_between,
     require_checkpoints,
@@ -39,11 +30,22 @@ from rlhf_edu.training import (
     require_sound,
     require_tokens,
     require_vocabulary,
-    started,
     step_0_tolerance,
+)
+from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.groups import Group, answer_logprobs, make_group
+from rlhf_edu.engine.parallel import gathered, share, share_of_batch, totals
+from rlhf_edu.engine.training import (
+    make_optimizer,
+    number_of_batches,
+    plan_batches,
+    report,
+    started,
     update,
     warmup_cosine,
 )
+from rlhf_edu.losses import dpo_loss, ipo_loss, length_normalised_dpo_loss
+from rlhf_edu.models import require_kind
 
 LOSSES = ("dpo", "ipo", "length-normalised")
 

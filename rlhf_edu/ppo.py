@@ -12,27 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_edu.checkpoints import Checkpoint
-from rlhf_edu.economy import economy
-from rlhf_edu.generation import Rollout, generate
-from rlhf_edu.losses import (
-    gae,
-    masked_sum,
-    penalise_missing_end,
-    policy_loss,
-    shaped_rewards,
-    value_loss,
-    whiten,
-)
-from rlhf_edu.models import Roles, encode_prompt, ending_ids
-from rlhf_edu.parallel import gathered, share, share_of_batch, totals
-from rlhf_edu.pretrain import next_token_loss
-from rlhf_edu.training import (
+from rlhf_edu.engine.checkpoints import Checkpoint
+from rlhf_edu.engine.checks import (
     DROPOUT,
     OnStep,
     Record,
-    make_optimizer,
-    report,
     require_agreement,
     require_between,
     require_finite,
@@ -42,11 +26,25 @@ from rlhf_edu.training import (
     require_sound,
     require_tokens,
     require_vocabulary,
-    started,
     step_0_tolerance,
-    update,
-    warmup_constant,
 )
+from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.parallel import gathered, share, share_of_batch, totals
+from rlhf_edu.engine.training import make_optimizer, report, started, update, warmup_constant
+from rlhf_edu.generation import generate
+from rlhf_edu.losses import (
+    gae,
+    masked_sum,
+    penalise_missing_end,
+    policy_loss,
+    shaped_rewards,
+    value_loss,
+    whiten,
+)
+from rlhf_edu.pretrain import next_token_loss
+from rlhf_edu.roles import Roles
+from rlhf_edu.sampling import Rollout
+from rlhf_edu.tokens import encode_prompt, ending_ids
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_edu.checkpoints import Checkpoint
-from rlhf_edu.economy import bf16_products, frugal, part_size
-from rlhf_edu.models import encode_text
-from rlhf_edu.parallel import share_of_batch, totals
-from rlhf_edu.training import (
+from rlhf_edu.engine.checkpoints import Checkpoint
+from rlhf_edu.engine.checks import (
     DROPOUT,
     MISALIGNED,
     OnStep,
     Record,
     about_first_loss,
-    make_optimizer,
-    number_of_batches,
-    report,
     require_agreement,
     require_between,
     require_checkpoints,
@@ -36,11 +30,19 @@ from rlhf_edu.training import (
     require_positive,
     require_some,
     require_sound,
-    started,
     step_0_tolerance,
+)
+from rlhf_edu.engine.economy import bf16_products, frugal, part_size
+from rlhf_edu.engine.parallel import share_of_batch, totals
+from rlhf_edu.engine.training import (
+    make_optimizer,
+    number_of_batches,
+    report,
+    started,
     update,
     warmup_cosine,
 )
+from rlhf_edu.tokens import encode_text
 
 # In the order of their ids. Padding has an id of its own: where it shares one with end-of-text,
 # models have been taught, by mistake, never to stop.

@@ -12,32 +12,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Demonstration, Ranking
-from rlhf_edu.economy import economy
-from rlhf_edu.groups import Group, answer_scores, make_group
-from rlhf_edu.losses import kwise_batch_loss, reward_bias
-from rlhf_edu.models import (
-    encode_answer,
-    encode_prompt,
-    head_output,
-    last_hidden,
-    pad_right,
-    parts_by_length,
-    require_kind,
-    scalar_head,
-    scores,
-)
-from rlhf_edu.parallel import share_of_batch, totals
-from rlhf_edu.training import (
+from rlhf_edu.engine.checkpoints import Checkpoint
+from rlhf_edu.engine.checks import (
     DROPOUT,
     MISALIGNED,
     OnStep,
     Record,
-    make_optimizer,
-    number_of_batches,
-    plan_batches,
-    report,
     require_agreement,
     require_between,
     require_checkpoints,
@@ -47,11 +28,23 @@ from rlhf_edu.training import (
     require_sound,
     require_tokens,
     require_vocabulary,
-    started,
     step_0_tolerance,
+)
+from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.groups import Group, answer_scores, make_group
+from rlhf_edu.engine.parallel import share_of_batch, totals
+from rlhf_edu.engine.training import (
+    make_optimizer,
+    number_of_batches,
+    plan_batches,
+    report,
+    started,
     update,
     warmup_cosine,
 )
+from rlhf_edu.losses import kwise_batch_loss, reward_bias
+from rlhf_edu.models import head_output, last_hidden, require_kind, scalar_head, scores
+from rlhf_edu.tokens import encode_answer, encode_prompt, pad_right, parts_by_length
 
 
 @dataclass(frozen=True)

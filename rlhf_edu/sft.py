@@ -10,29 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_edu.checkpoints import Checkpoint
 from rlhf_edu.data import Demonstration
-from rlhf_edu.economy import economy
-from rlhf_edu.losses import sft_loss
-from rlhf_edu.models import (
-    Sequences,
-    by_length,
-    encode_answer,
-    encode_prompt,
-    join,
-    require_kind,
-    response_logprobs,
-)
-from rlhf_edu.parallel import share_of_batch, totals
-from rlhf_edu.training import (
+from rlhf_edu.engine.checkpoints import Checkpoint
+from rlhf_edu.engine.checks import (
     OnStep,
     Record,
     about_first_loss,
     check_logprobs,
-    make_optimizer,
-    number_of_batches,
-    plan_batches,
-    report,
     require_between,
     require_checkpoints,
     require_numbers,
@@ -41,10 +25,21 @@ from rlhf_edu.training import (
     require_sound,
     require_tokens,
     require_vocabulary,
+)
+from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.parallel import share_of_batch, totals
+from rlhf_edu.engine.training import (
+    make_optimizer,
+    number_of_batches,
+    plan_batches,
+    report,
     started,
     update,
     warmup_cosine,
 )
+from rlhf_edu.losses import sft_loss
+from rlhf_edu.models import require_kind, response_logprobs
+from rlhf_edu.tokens import Sequences, by_length, encode_answer, encode_prompt, join
 
 Pair = tuple[list[int], list[int]]
 

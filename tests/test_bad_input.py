@@ -13,6 +13,7 @@ import torch
 from rlhf_edu import data, dpo, models, ppo, pretrain, reward, sft
 from rlhf_edu.data import Ranking
 from rlhf_edu.generation import generate
+from rlhf_edu.roles import SeparateRoles, _trainable
 
 TOK = tiny.tokenizer()
 PROMPTS = [tiny.prompt(i).text for i in range(8)]
@@ -53,7 +54,7 @@ def run_dpo(model, tokenizer=TOK, on_step=None, **options):
 
 def run_ppo(model, tokenizer=TOK, on_step=None, **options):
     small = {"steps": 4, "batch_size": 8, "minibatch": 8, "max_new_tokens": 8}
-    roles = models.SeparateRoles(model, models.scalar_model_from(tiny.llama(1)))
+    roles = SeparateRoles(model, models.scalar_model_from(tiny.llama(1)))
     return ppo.train_ppo(roles, tokenizer, PROMPTS, ppo.PPOConfig(**small | options), on_step)
 
 
@@ -103,9 +104,9 @@ def test_a_loss_that_breaks_later_stops_the_run(run) -> None:
                     next(model.parameters())[5:] = math.nan
 
     seen = []
-    right = models._trainable
+    right = _trainable
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "_trainable", lambda m: seen.append(right(m)) or seen[-1])
+        patch.setattr("rlhf_edu.roles._trainable", lambda m: seen.append(right(m)) or seen[-1])
         patch.setattr(models, "scalar_model_from", remember(models.scalar_model_from, seen))
         with refused(RuntimeError, "training stopped: .* nan; lower the learning rate"):
             run(trained, on_step=poison)
@@ -197,7 +198,7 @@ def test_cut_and_whole_answers_are_not_the_same() -> None:
 # --- nothing to learn, and running away ----------------------------------------------------------
 
 
-class Constant(models.SeparateRoles):
+class Constant(SeparateRoles):
     def rewards(self, rollout):
         return torch.full((len(rollout),), 0.25)
 
@@ -219,7 +220,7 @@ def test_a_constant_reward_stops_ppo() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_reward_model_that_gives_no_numbers_is_to_blame(value) -> None:
-    class Broken(models.SeparateRoles):
+    class Broken(SeparateRoles):
         def rewards(self, rollout):
             return torch.tensor([value] + [0.5] * (len(rollout) - 1))
 
@@ -231,7 +232,7 @@ def test_a_reward_model_that_gives_no_numbers_is_to_blame(value) -> None:
 
 @pytest.mark.parametrize("role", ["reference", "reward_model", "critic"])
 def test_every_role_is_looked_at_before_ppo(role) -> None:
-    roles = models.SeparateRoles(tiny.llama(), models.scalar_model_from(tiny.llama(1)))
+    roles = SeparateRoles(tiny.llama(), models.scalar_model_from(tiny.llama(1)))
     setattr(roles, role, broken(getattr(roles, role)))
     with refused(RuntimeError, f"train_ppo, {role}: the weights .* hold NaN or infinity"):
         ppo.train_ppo(roles, TOK, PROMPTS, ppo.PPOConfig(steps=2, max_new_tokens=4))

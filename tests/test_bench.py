@@ -9,9 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_edu import __main__, bench, bench_growth, bench_race, bench_real, bench_worker, ppo
-from rlhf_edu.bench import Plan
-from rlhf_edu.bench_worker import Job
+from rlhf_edu import __main__, ppo
+from rlhf_edu.bench import (
+    growth as bench_growth,
+)
+from rlhf_edu.bench import (
+    plan as bench,
+)
+from rlhf_edu.bench import (
+    race as bench_race,
+)
+from rlhf_edu.bench import (
+    real as bench_real,
+)
+from rlhf_edu.bench import (
+    worker as bench_worker,
+)
+from rlhf_edu.bench.plan import Plan
+from rlhf_edu.bench.worker import Job
 
 TINY = Job("ours", "sft", size="tiny", warmup=1, steps=2, batch=2, epochs=1, tokens=4)
 
@@ -191,7 +206,7 @@ def test_same_threads_and_no_gpu_for_both(monkeypatch: pytest.MonkeyPatch) -> No
     found = bench.environment(Plan(threads=2))
     assert found["OMP_NUM_THREADS"] == "2" and found["OMP_WAIT_POLICY"] == "PASSIVE"
     assert found["CUDA_VISIBLE_DEVICES"] == ""
-    root = Path(bench.__file__).parent.parent
+    root = Path(bench.__file__).parent.parent.parent
     assert found["PYTHONPATH"].startswith(str(root))
 
 
@@ -345,7 +360,7 @@ def test_what_a_real_model_costs_is_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_worker(plan: Plan, python: str, module: str, job: dict, **variables: str) -> dict:
-        assert module == "rlhf_edu.bench_real" and job["device"] == "cpu"
+        assert module == "rlhf_edu.bench.real" and job["device"] == "cpu"
         memory = 123.0 if variables == bench_real.EXACT else 999.0
         found = {"seconds": 2.0, "cpu_seconds": 2.0, "memory_mb": memory, "gbytes": 10.0}
         found |= {"tokens_per_second": 1000.0 + job["seed"], "phases": {}, "gpu": None}

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from rlhf_edu.generation import generate
 from rlhf_edu.losses import gae, policy_loss, ptx_loss, value_loss
-from rlhf_edu.models import SeparateRoles, scalar_model_from
+from rlhf_edu.models import scalar_model_from
 from rlhf_edu.ppo import PPOConfig, train_ppo
+from rlhf_edu.roles import SeparateRoles
 
 # test_economy.py, test_resume.py, and what only stops a run: test_step0.py, test_bad_input.py.
 ELSEWHERE = {"bf16", "micro_batch", "checkpoint_every", "checkpoint_folder"}

@@ -7,7 +7,9 @@ import test_economy as economy
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import bench_real, generation
+from rlhf_edu import generation
+from rlhf_edu.bench import real as bench_real
+from rlhf_edu.engine import sampling_cuda
 from rlhf_edu.models import response_logprobs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
@@ -20,9 +22,9 @@ PROMPTS = ["Is the cat old?", "The dog", "Hen? " * 9, "x", "Yes! Yes!"] * 4
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_recorded_step_samples_what_training_finds(make, temperature, monkeypatch) -> None:
     model, recorded = make().to("cuda"), []
-    record = generation._recorded
+    record = sampling_cuda._recorded
     monkeypatch.setattr(
-        generation, "_recorded", lambda *step: recorded.append(record(*step)) or recorded[-1]
+        sampling_cuda, "_recorded", lambda *step: recorded.append(record(*step)) or recorded[-1]
     )
     rollout = generation.generate(model, TOK, PROMPTS, 40, temperature, batch_size=8)
     assert [one.__name__ for one in recorded] == ["replay"] * 3

@@ -15,7 +15,8 @@ import pytest
 from pyarrow import parquet
 from test_formats import ROWS, chat, pair
 
-from rlhf_edu import data, formats
+from rlhf_edu import data
+from rlhf_edu.real import formats
 
 FILES = int(os.environ.get("RLHF_EDU_FILES", "150"))
 EXAMPLES = [

@@ -9,7 +9,7 @@ import tiny_models as tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_edu import data, models
+from rlhf_edu import data, tokens
 from rlhf_edu.data import Demonstration, Prompt, Ranking, Task
 
 TASK = Task("attribute", "Zoë", "colour", ("red", "rot"), 2, "a text", "one sentence")
@@ -208,17 +208,17 @@ def test_any_line_is_read_or_refused_with_its_number(tmp_path: Path, read, recor
 @given(st.text())
 def test_any_text_survives_the_tokenizer(text: str) -> None:
     tokenizer = tiny.tokenizer()
-    ids = models.encode_text(tokenizer, text)
+    ids = tokens.encode_text(tokenizer, text)
     assert tokenizer.decode(ids) == text and not {0, 1, 2} & set(ids)
-    answer = models.encode_answer(tokenizer, text)
+    answer = tokens.encode_answer(tokenizer, text)
     assert answer == [*ids, 2] and tokenizer.decode(answer, skip_special_tokens=True) == text
 
 
 @given(st.text(), st.integers(3, 40))
 def test_any_prompt_begins_ends_and_fits(text: str, limit: int) -> None:
     tokenizer = tiny.tokenizer()
-    ids = models.encode_prompt(tokenizer, text, limit)
-    cue = models.encode_text(tokenizer, text + "\n")[-1]
+    ids = tokens.encode_prompt(tokenizer, text, limit)
+    cue = tokens.encode_text(tokenizer, text + "\n")[-1]
     assert ids[0] == 1 and ids[-1] == cue and len(ids) <= limit and 2 not in ids
 
 

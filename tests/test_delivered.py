@@ -16,8 +16,10 @@ from transformers import (
     GenerationConfig,
 )
 
-from rlhf_edu import __main__, dpo, lora, models, ppo, reward, run, sft
+from rlhf_edu import __main__, dpo, lora, models, ppo, reward, sft, tokens
 from rlhf_edu.generation import generate
+from rlhf_edu.real import run
+from rlhf_edu.roles import SeparateRoles
 
 TOK = tiny.tokenizer()
 PROMPTS = [tiny.prompt(i).text.strip() for i in range(6)]
@@ -36,7 +38,7 @@ every_command = pytest.mark.parametrize("command", FLAGS)
 
 def second_end(model) -> int:
     """The token that a model likes to write third."""
-    ids = models.encode_prompt(TOK, PROMPTS[0])
+    ids = tokens.encode_prompt(TOK, PROMPTS[0])
     return int(generate(model, TOK, [ids], 3, temperature=0).response[0, -1])
 
 
@@ -88,7 +90,7 @@ def numbers(model, scalar: bool) -> torch.Tensor:
     found = []
     for prompt in PROMPTS:
         for answer in (CHOSEN, REJECTED):
-            start, end = models.encode_prompt(TOK, prompt), models.encode_answer(TOK, answer)
+            start, end = tokens.encode_prompt(TOK, prompt), tokens.encode_answer(TOK, answer)
             logits = model(input_ids=torch.tensor([start + end])).logits[0]
             if scalar:
                 found.append(logits[-1, 0])
@@ -119,7 +121,7 @@ def test_the_folder_is_the_trained_model(command, flags, place, monkeypatch) -> 
     if command == "ppo":
         return
     # And it is what the history says, one small step later.
-    lengths = torch.tensor([len(models.encode_answer(TOK, a)) for a in (CHOSEN, REJECTED)])
+    lengths = torch.tensor([len(tokens.encode_answer(TOK, a)) for a in (CHOSEN, REJECTED)])
     base = numbers(opened(place / "base", False), False)
     margins = (found if scalar else 0.1 * (found - base)).diff(dim=1).neg()
     loss = -margins.sigmoid().log().mean()
@@ -141,7 +143,7 @@ def test_answers_end_in_plain_transformers_where_they_end_here(command, flags, p
     ours = generate(model, TOK, PROMPTS, 8, temperature=0)
     assert ours.ended.any() and (ours.response == settings.eos_token_id[1]).any()
     for i, prompt in enumerate(PROMPTS):
-        ids = torch.tensor([models.encode_prompt(TOK, prompt)])
+        ids = torch.tensor([tokens.encode_prompt(TOK, prompt)])
         plain = model.generate(input_ids=ids, generation_config=settings, max_new_tokens=8)
         assert plain[0, ids.shape[1] :].tolist() == ours.response[i, : ours.lengths[i]].tolist()
     checkpoint = sorted((place / name / "checkpoints").iterdir())[-1]
@@ -196,7 +198,7 @@ def test_training_in_16_bits_is_refused(place, capsys) -> None:
         assert said.count("\n") == 1 and re.search(message, said), said
         assert not (place / "refused").exists()
     rows, half = (tiny.demonstrations(4), tiny.rankings(4)), torch.float16
-    roles = models.SeparateRoles(tiny.llama().to(half), models.scalar_model_from(tiny.llama()))
+    roles = SeparateRoles(tiny.llama().to(half), models.scalar_model_from(tiny.llama()))
     for work in (
         lambda: sft.train_sft(tiny.llama().to(half), TOK, rows[0]),
         lambda: dpo.train_dpo(tiny.llama().to(half), tiny.llama().to(half), TOK, rows[1]),

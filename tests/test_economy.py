@@ -6,7 +6,9 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import dpo, economy, ledger, models, ppo, pretrain, reward, sft
+from rlhf_edu import dpo, models, ppo, pretrain, reward, sft, tokens
+from rlhf_edu.engine import economy, ledger
+from rlhf_edu.roles import Roles, SeparateRoles
 
 TOK = tiny.tokenizer()
 PROMPTS = [tiny.prompt(i).text for i in range(8)]
@@ -32,7 +34,7 @@ def train_dpo(device: str = "cpu", **settings) -> Trained:
     return dpo.train_dpo(policy, reference, TOK, tiny.rankings(10), config)
 
 
-def _ppo(roles: models.Roles, **settings) -> Trained:
+def _ppo(roles: Roles, **settings) -> Trained:
     settings = {"minibatch": 7, "max_new_tokens": 6, "missing_eos_penalty": 0.5} | settings
     config = ppo.PPOConfig(steps=2, batch_size=14, ptx_coef=0.5, **settings)
     roles, history = ppo.train_ppo(roles, TOK, PROMPTS, config, ptx_blocks=BLOCKS)
@@ -41,7 +43,7 @@ def _ppo(roles: models.Roles, **settings) -> Trained:
 
 def train_ppo(device: str = "cpu", **settings) -> Trained:
     policy = tiny.llama().to(device)
-    return _ppo(models.SeparateRoles(policy, models.scalar_model_from(policy)), **settings)
+    return _ppo(SeparateRoles(policy, models.scalar_model_from(policy)), **settings)
 
 
 def train_lora(device: str = "cpu", **settings) -> Trained:
@@ -76,11 +78,11 @@ def test_bf16_learns_nearly_the_same_and_leaves_weights_in_fp32(
 
 def test_micro_batches_keep_little() -> None:
     model, ids = tiny.llama(), torch.randint(3, 250, (16, 40))
-    rows = models.Sequences(ids, torch.ones_like(ids), 10)
+    rows = tokens.Sequences(ids, torch.ones_like(ids), 10)
 
     def kept(size: int) -> int:
         with economy.micro_batches(size), ledger.saved_bytes(model) as sizes:
-            models.by_length(lambda part: models.response_logprobs(model, part), rows)
+            tokens.by_length(lambda part: models.response_logprobs(model, part), rows)
         return sum(sizes)
 
     # The tokens themselves, and nothing that was computed from them.

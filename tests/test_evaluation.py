@@ -8,10 +8,9 @@ import torch
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import Ranking
-from rlhf_edu.evaluation import (
+from rlhf_edu.experiments.exam import (
     Answers,
     answer_all,
-    bootstrap,
     completion_rate,
     few_shot_prefix,
     kl_to_reference,
@@ -21,11 +20,12 @@ from rlhf_edu.evaluation import (
     skills,
     story_prompts,
     table_prompts,
-    win_rate,
 )
-from rlhf_edu.generation import Rollout, generate
+from rlhf_edu.generation import generate
+from rlhf_edu.intervals import bootstrap, win_rate
 from rlhf_edu.models import load_policy, load_tokenizer, scalar_head, scalar_model_from
 from rlhf_edu.reward import score_answers
+from rlhf_edu.sampling import Rollout
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge
 from rlhf_edu.tinyweb.labelers import Population, ceiling

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_edu import exercises
-from rlhf_edu.exercises import Check
+from rlhf_edu.course import checks as exercises
+from rlhf_edu.course.checks import Check
 
 FILES = sorted(Path(exercises.__file__).parent.glob("ch*.py"))
-CHAPTERS = {file.stem: importlib.import_module(f"rlhf_edu.exercises.{file.stem}") for file in FILES}
+CHAPTERS = {
+    file.stem: importlib.import_module(f"rlhf_edu.course.checks.{file.stem}") for file in FILES
+}
 ANSWERS = {name: importlib.import_module(f"answers_{name}") for name in CHAPTERS}
 CHECKS = [(c, name) for c, m in CHAPTERS.items() for name in vars(m) if name.startswith("check_")]
 RIGHT = [(c, n, answer) for c, n in CHECKS for answer in ANSWERS[c].RIGHT[n]]

@@ -8,17 +8,9 @@ import tiny_models as tiny
 import torch
 
 from rlhf_edu import __main__
-from rlhf_edu.experiments import (
-    above,
-    best_of_n,
-    exact,
-    findings,
-    fresh,
-    grouping,
-    over_seeds,
-    rl,
-    run_grid,
-)
+from rlhf_edu.experiments import best_of_n, exact, findings, fresh, grouping, rl
+from rlhf_edu.experiments.grid import above, run_grid
+from rlhf_edu.intervals import over_seeds
 
 
 def test_a_grid_goes_on_where_it_was_interrupted(tmp_path):

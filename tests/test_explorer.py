@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_edu.explorer import METHODS, WhatIf
+from rlhf_edu.course.explorer import METHODS, WhatIf
 
 
 def run(gold: float, curve: list | None = None) -> dict:

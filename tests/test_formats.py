@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import tiny_models as tiny
 
-from rlhf_edu import data, formats, groups, models, reward, rows
+from rlhf_edu import data, files, models, reward, tokens
+from rlhf_edu.engine import groups
+from rlhf_edu.real import formats, rows
 
 TOK = tiny.tokenizer()
 PREFERENCES = Path(__file__).resolve().parents[2] / "shared" / "data" / "pref"
@@ -470,8 +472,8 @@ def test_chats_that_cannot_be_read_are_counted(messages, reason: str, tmp_path: 
 
 def test_the_limits_of_length_are_exact(tmp_path: Path) -> None:
     row = pair(prompt="old cat", chosen="Yes. Yes.", rejected="No.")
-    prompt = len(models.encode_prompt(TOK, row["prompt"]))
-    answer = len(models.encode_answer(TOK, row["chosen"]))
+    prompt = len(tokens.encode_prompt(TOK, row["prompt"]))
+    answer = len(tokens.encode_answer(TOK, row["chosen"]))
     formats.leave_out_long(load(tmp_path, row), TOK, prompt, answer)
     for limits in ((prompt - 1, answer), (prompt, answer - 1)):
         with pytest.raises(ValueError, match="1 (prompt|answer) too long"):
@@ -593,7 +595,7 @@ def test_the_hub_is_a_choice(monkeypatch) -> None:
     ],
 )
 def test_what_the_hub_says_becomes_one_line(said: str, advice: str) -> None:
-    with pytest.raises(ValueError, match=advice) as error, rows.one_line_errors("some/data"):
+    with pytest.raises(ValueError, match=advice) as error, files.one_line_errors("some/data"):
         raise OSError(said)
     assert "\n" not in str(error.value) and str(error.value).startswith("some/data cannot be")
 

@@ -7,8 +7,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig
 from transformers.cache_utils import Cache
 
-from rlhf_edu import generation, losses
-from rlhf_edu.economy import bf16_products
+from rlhf_edu import generation, losses, sampling
+from rlhf_edu.engine import sampling_cuda
+from rlhf_edu.engine.economy import bf16_products
 from rlhf_edu.generation import generate
 from rlhf_edu.models import response_logits, response_logprobs
 from rlhf_edu.pretrain import train_tokenizer
@@ -134,12 +135,12 @@ def test_static_shapes_get_along_with_adapters_and_bf16(model) -> None:
 @pytest.mark.parametrize("model", tiny.both(), ids=["llama", "gpt2"])
 def test_a_recorded_step_can_be_done_again(model, monkeypatch) -> None:
     rollout = generate(model, TOK, PROMPTS, 20)
-    monkeypatch.setattr(generation, "_recorded", record_on_cpu)
+    monkeypatch.setattr(sampling_cuda, "_recorded", record_on_cpu)
     monkeypatch.setattr(losses, "_holds", lambda condition: True)  # as while a GPU records
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     recorded = generate(model, TOK, PROMPTS, 20, static=True)
-    assert len(calls) == 1 + generation.WARM + 1  # the prompts, two tokens, the recording
+    assert len(calls) == 1 + sampling_cuda.WARM + 1  # the prompts, two tokens, the recording
     assert torch.equal(rollout.tokens, recorded.tokens)
     assert torch.equal(rollout.ended, recorded.ended)
 
@@ -162,36 +163,36 @@ def test_what_cannot_be_recorded_is_done_one_by_one_and_said_once(monkeypatch) -
         def __exit__(self, *_: object) -> None:
             raise RuntimeError("operation failed due to a previous error during capture")
 
-    monkeypatch.setattr(generation, "_REFUSED", [])
-    monkeypatch.setattr(generation, "_recording_stream", lambda device: "aside")
+    monkeypatch.setattr(sampling_cuda, "_REFUSED", [])
+    monkeypatch.setattr(sampling_cuda, "_recording_stream", lambda device: "aside")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", Recording)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     device = torch.device("cuda")
     with pytest.warns(UserWarning, match="takes longer: not permitted .* capturing$"):
-        assert generation._recorded(step, device) is step
+        assert sampling_cuda._recorded(step, device) is step
     assert streams == ["usual", "aside", "usual"]
-    assert generation._recorded(step, device) is step and len(streams) == 3
+    assert sampling_cuda._recorded(step, device) is step and len(streams) == 3
 
 
 @pytest.mark.parametrize("model", tiny.both(), ids=["llama", "gpt2"])
 def test_a_static_step_never_asks_the_device(model, monkeypatch) -> None:
     # A tensor on "meta" has no numbers: to ask for one, or to mix it with others, is an error.
     monkeypatch.setattr(losses, "_holds", lambda condition: True)
-    monkeypatch.setattr(generation, "LOOK_EVERY", 100)
+    monkeypatch.setattr(sampling_cuda, "LOOK_EVERY", 100)
     model = model.to("meta")
     logits = torch.zeros(3, 280, device="meta")
-    monkeypatch.setattr(generation, "_read", lambda *_: (logits, DynamicCache()))
+    monkeypatch.setattr(sampling, "_read", lambda *_: (logits, DynamicCache()))
     ids, ends = (torch.ones(shape, dtype=torch.long, device="meta") for shape in ((3, 7), (2,)))
     uniforms = torch.rand(3, 5, dtype=torch.float64, device="meta")
     inputs = model, ids, torch.ones_like(ids), uniforms, 1.0, ends
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        generation._sample(*inputs)
+        sampling._sample(*inputs)
     layers = model.config.num_hidden_layers
-    cache = Cache(layers=[generation.OneDtypeLayer(12) for _ in range(layers)])
-    monkeypatch.setattr(generation, "_to_static", lambda *_: cache)
-    assert generation._sample_static(*inputs).tokens.shape == (3, 12)
+    cache = Cache(layers=[sampling_cuda.OneDtypeLayer(12) for _ in range(layers)])
+    monkeypatch.setattr(sampling_cuda, "_to_static", lambda *_: cache)
+    assert sampling_cuda._sample_static(*inputs).tokens.shape == (3, 12)
 
 
 def test_some_models_need_a_cache_that_grows() -> None:
@@ -199,9 +200,9 @@ def test_some_models_need_a_cache_that_grows() -> None:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     window = AutoModelForCausalLM.from_config(MistralConfig(**sizes, **heads, sliding_window=4))
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    assert not generation._has_static_cache(window)
-    assert not generation._has_static_cache(tiny.llama(rope_parameters=rope))
-    assert generation._has_static_cache(tiny.llama())
+    assert not sampling_cuda._has_static_cache(window)
+    assert not sampling_cuda._has_static_cache(tiny.llama(rope_parameters=rope))
+    assert sampling_cuda._has_static_cache(tiny.llama())
 
 
 def test_greedy_takes_the_likeliest() -> None:
@@ -230,7 +231,7 @@ def test_an_answer_ends_at_its_first_end_of_text(script, length: int, ended: boo
 def test_sampling_follows_the_softmax() -> None:
     logits = torch.tensor([[2.0, -1.0, 0.0, 0.5, -3.0]])
     uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    drawn = generation._draw(logits.expand(100_000, -1), uniform, 0.7).bincount(minlength=5)
+    drawn = sampling._draw(logits.expand(100_000, -1), uniform, 0.7).bincount(minlength=5)
     expected = (logits[0] / 0.7).softmax(-1) * 100_000
     assert ((drawn - expected) ** 2 / expected).sum() < 18.5  # chi-square, 4 degrees, p = 0.001
 
@@ -238,7 +239,7 @@ def test_sampling_follows_the_softmax() -> None:
 def test_a_token_of_probability_0_is_never_drawn() -> None:
     logits = torch.tensor([[-1e9, 0.0, -1e9, 0.0, -1e9]]).expand(3, -1)
     edges = torch.tensor([0.0, 0.5, 1 - 1e-16], dtype=torch.float64)
-    assert generation._draw(logits, edges, 1.0).tolist() == [1, 3, 3]
+    assert sampling._draw(logits, edges, 1.0).tolist() == [1, 3, 3]
 
 
 def test_a_thin_tail_keeps_its_share() -> None:
@@ -246,7 +247,7 @@ def test_a_thin_tail_keeps_its_share() -> None:
     law = torch.full((1, 10_001), 1e-9)
     law[0, 0] = 1 - 1e-5
     places = 1 - 0.5e-5 + torch.arange(0, 10, dtype=torch.float64) * 2e-8
-    steps = generation._draw(law.log().expand(10, -1), places, 1.0).diff()
+    steps = sampling._draw(law.log().expand(10, -1), places, 1.0).diff()
     assert ((steps > 10) & (steps < 30)).all()
 
 

@@ -5,7 +5,7 @@ import tiny_models as tiny
 import torch
 
 from rlhf_edu.data import Ranking
-from rlhf_edu.groups import Group, answer_logprobs, answer_scores, lay_out, make_group
+from rlhf_edu.engine.groups import Group, answer_logprobs, answer_scores, lay_out, make_group
 from rlhf_edu.models import scalar_model_from
 
 TOK = tiny.tokenizer()

@@ -9,7 +9,7 @@ from by_hand import TOK, encode_answer, encode_prompt
 from rlhf_edu.data import Demonstration, Ranking
 from rlhf_edu.dpo import LOSSES, DPOConfig, train_dpo
 from rlhf_edu.losses import kwise_loss
-from rlhf_edu.models import SeparateRoles, scalar_head, scalar_model_from
+from rlhf_edu.models import scalar_head, scalar_model_from
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.pretrain import lm_loss, pretrain
 from rlhf_edu.reward import (
@@ -20,6 +20,7 @@ from rlhf_edu.reward import (
     score_answers,
     train_reward,
 )
+from rlhf_edu.roles import SeparateRoles
 from rlhf_edu.sft import SFTConfig, answer_loss, train_sft
 
 GOOD, BAD, PROMPT = "The hen is old.", "wet", tiny.prompt(1)

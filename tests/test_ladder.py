@@ -9,15 +9,15 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_edu import data_folder
 from rlhf_edu.__main__ import main
-from rlhf_edu.build import save_stages
-from rlhf_edu.chat import chat
+from rlhf_edu.course.chat import chat
 from rlhf_edu.data import read_rankings
 from rlhf_edu.dpo import DPOConfig
-from rlhf_edu.ladder import STAGES, Ladder, Recipe
+from rlhf_edu.experiments.build import save_stages
+from rlhf_edu.experiments.ladder import STAGES, Ladder, Recipe
+from rlhf_edu.experiments.plots import NAMES
+from rlhf_edu.experiments.report import describe_ladder, plot_ladder, side_by_side, table
 from rlhf_edu.models import load_scalar_model
-from rlhf_edu.plots import NAMES, describe_ladder, plot_ladder
 from rlhf_edu.ppo import PPOConfig
-from rlhf_edu.report import side_by_side, table
 from rlhf_edu.reward import RewardConfig, score_answers
 from rlhf_edu.sft import SFTConfig
 from rlhf_edu.tinyweb.prompts import is_never_asked, normalise

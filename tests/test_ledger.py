@@ -5,7 +5,9 @@ import tiny_models as tiny
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhf_edu import ledger, lora, models, training
+from rlhf_edu import lora, models, tokens
+from rlhf_edu.engine import ledger, training
+from rlhf_edu.roles import SeparateRoles
 
 CONFIG = LlamaConfig(
     vocab_size=512,
@@ -33,7 +35,7 @@ def test_activations_are_what_autograd_keeps(dtype) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG, dtype=dtype).eval()
     ids = torch.randint(3, 500, (4, 50))
-    rows = models.Sequences(ids, torch.ones_like(ids), 30)
+    rows = tokens.Sequences(ids, torch.ones_like(ids), 30)
     with ledger.saved_bytes(model) as sizes:
         models.response_logprobs(model, rows).sum()
     found = ledger.activation_bytes(ledger.empty_model(CONFIG, dtype), 4, 30, 20)
@@ -52,7 +54,7 @@ def standing(roles, optimizers) -> int:
 
 def test_what_stands_is_what_training_leaves_standing() -> None:
     policy = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32)
-    roles = models.SeparateRoles(policy, models.scalar_model_from(policy))
+    roles = SeparateRoles(policy, models.scalar_model_from(policy))
     optimizers = []
     for parameters in (roles.policy_parameters(), roles.critic_parameters()):
         optimizers.append(training.make_optimizer(parameters, 1e-3))

@@ -13,7 +13,10 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from rlhf_edu import dpo, groups, lora, models, ppo, reward, sft, sources
+from rlhf_edu import dpo, lora, models, ppo, reward, sft, tokens
+from rlhf_edu.engine import adapters, groups
+from rlhf_edu.real import sources
+from rlhf_edu.roles import LoraRoles, SeparateRoles
 
 TOK = tiny.tokenizer()
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 280}
@@ -83,7 +86,7 @@ def test_every_family_has_reward_models_whole_and_lora(family: str, tmp_path: Pa
     whole = models.scalar_model_from(base)
     expected = alone(whole)
     assert expected.std() > 0.05
-    for side in (models.pad_left, models.pad_right):
+    for side in (tokens.pad_left, tokens.pad_right):
         torch.testing.assert_close(models.scores(whole, *side(ROWS, 0)), expected)
     together = torch.cat(groups.answer_scores(whole, GROUPS, 0))
     torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
@@ -94,9 +97,7 @@ def test_every_family_has_reward_models_whole_and_lora(family: str, tmp_path: Pa
     lora.save_adapter(adapter, TOK, tmp_path / "lora")
     expected = alone(load_scalar(tmp_path / "lora"))
     policy = lora.take_off(lora.new_adapter(load_policy(tmp_path / "base"), rank=2))
-    roles = lora.LoraRoles(
-        load_policy(tmp_path / "base"), policy, lora.load_adapter(tmp_path / "lora")
-    )
+    roles = LoraRoles(load_policy(tmp_path / "base"), policy, lora.load_adapter(tmp_path / "lora"))
     torch.testing.assert_close(alone(roles.reward_model), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -106,7 +107,7 @@ def test_logprobs_of_a_group_are_those_of_each_answer_alone(family: str) -> None
     assert max(len(group.tokens) for group in GROUPS) > 8  # than the windows
     for group, found in zip(GROUPS, groups.answer_logprobs(model, GROUPS, 0), strict=True):
         for answer, logprobs in zip(group.answers, found, strict=True):
-            row = models.join([group.prompt], [answer], 0)
+            row = tokens.join([group.prompt], [answer], 0)
             wanted = models.response_logprobs(model, row)[0]
             torch.testing.assert_close(logprobs, wanted, atol=1e-5, rtol=1e-5)
 
@@ -172,7 +173,7 @@ def test_a_reward_model_made_with_peft_loads(family: str, tmp_path: Path) -> Non
     expected = judge(torch.tensor([ROWS[0]])).logits[0, 0]
     torch.testing.assert_close(alone(load_scalar(tmp_path / "rm"))[0], expected)
     policy = lora.take_off(lora.new_adapter(load_policy(base), rank=2))
-    roles = lora.LoraRoles(load_policy(base), policy, lora.load_adapter(tmp_path / "rm"))
+    roles = LoraRoles(load_policy(base), policy, lora.load_adapter(tmp_path / "rm"))
     torch.testing.assert_close(alone(roles.reward_model)[0], expected)
     assert lora.take_off(roles.backbone, "critic").head["bias"].shape == (1,)
 
@@ -216,7 +217,7 @@ def test_policy_and_reward_model_do_not_take_each_others_place(tmp_path: Path) -
         lora.put_on(tiny.llama(), tiny.reward_adapter())
     for wrong in ((scalar, scalar), (policy, policy), (policy, scalar, scalar)):
         with pytest.raises(ValueError, match="SeparateRoles: the .* must be a"):
-            models.SeparateRoles(*wrong)
+            SeparateRoles(*wrong)
     with pytest.raises(ValueError, match="train_reward: the model must be a reward model"):
         reward.train_reward(policy, TOK, tiny.rankings(2))
     with pytest.raises(ValueError, match="train_sft: the model must be a language model"):
@@ -229,7 +230,7 @@ def test_a_smaller_vocabulary_is_refused_before_training() -> None:
     other, policy = tiny.llama(vocab_size=100), tiny.llama()
     with pytest.raises(ValueError, match="the reference reads 100 tokens, but the tokenizer has"):
         dpo.train_dpo(policy, other, TOK, tiny.rankings(2))
-    roles = models.SeparateRoles(policy, models.scalar_model_from(other))
+    roles = SeparateRoles(policy, models.scalar_model_from(other))
     with pytest.raises(ValueError, match="train_ppo: the reward_model reads 100 tokens"):
         ppo.train_ppo(roles, TOK, ["Is the cat old?"])
     with pytest.raises(ValueError, match="train_sft: the model reads 100 tokens"):
@@ -284,13 +285,13 @@ SETTINGS = {
 
 def test_settings_of_a_strangers_adapter_are_refused_in_one_line(tmp_path: Path) -> None:
     folder = stranger(tmp_path)
-    whole = (folder / lora.CONFIG_FILE).read_text()
+    whole = (folder / adapters.CONFIG_FILE).read_text()
     assert load_policy(folder) is not None
     kinds = [(name, value) for name, values in SETTINGS.items() for value in values]
     start = time.perf_counter()
     for name, value in random.Random(0).sample(kinds, len(kinds)):
-        (folder / lora.CONFIG_FILE).write_text(whole)
-        spoil(folder / lora.CONFIG_FILE, **{name: value})
+        (folder / adapters.CONFIG_FILE).write_text(whole)
+        spoil(folder / adapters.CONFIG_FILE, **{name: value})
         with pytest.raises((ValueError, OSError)) as error:
             load_policy(folder)
         assert len(str(error.value)) < 500 and "\n" not in str(error.value), (name, value)
@@ -300,14 +301,14 @@ def test_settings_of_a_strangers_adapter_are_refused_in_one_line(tmp_path: Path)
 @pytest.mark.parametrize("content", ["[]", "7", "{", "", '{"peft_type": "LORA"}', "\x00\xff"])
 def test_an_adapters_settings_that_are_none_are_refused(tmp_path: Path, content: str) -> None:
     folder = stranger(tmp_path)
-    (folder / lora.CONFIG_FILE).write_bytes(content.encode("latin-1"))
+    (folder / adapters.CONFIG_FILE).write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match="adapter"):
         lora.load_adapter(folder)
 
 
 def test_an_adapters_broken_weights_are_refused(tmp_path: Path) -> None:
     folder = stranger(tmp_path)
-    file, kept = folder / lora.WEIGHTS_FILE, (folder / lora.WEIGHTS_FILE).read_bytes()
+    file, kept = folder / adapters.WEIGHTS_FILE, (folder / adapters.WEIGHTS_FILE).read_bytes()
     for content in (kept[: len(kept) // 2], b"", b"\x80\x04no pickle", kept[:8] + b"x" + kept[9:]):
         file.write_bytes(content)
         with pytest.raises(ValueError, match="cannot be loaded"):
@@ -334,16 +335,16 @@ def test_where_an_adapter_adds_is_read_off_its_weights(tmp_path: Path) -> None:
         {"exclude_modules": r"(([\w.]+)+)+x"},
         {"layers_to_transform": [0, 1], "layers_pattern": [r"(([\w.]+)+)+x"]},
     ):
-        kept = (folder / lora.CONFIG_FILE).read_text()
-        spoil(folder / lora.CONFIG_FILE, **changes)
+        kept = (folder / adapters.CONFIG_FILE).read_text()
+        spoil(folder / adapters.CONFIG_FILE, **changes)
         torch.testing.assert_close(load_policy(folder)(ids).logits, expected)
-        (folder / lora.CONFIG_FILE).write_text(kept)
+        (folder / adapters.CONFIG_FILE).write_text(kept)
 
 
 def test_an_adapter_on_an_adapter_is_refused(tmp_path: Path) -> None:
     folder = stranger(tmp_path)
     shutil.copytree(folder, tmp_path / "second")
-    spoil(tmp_path / "second" / lora.CONFIG_FILE, base_model_name_or_path=str(folder))
+    spoil(tmp_path / "second" / adapters.CONFIG_FILE, base_model_name_or_path=str(folder))
     with pytest.raises(ValueError, match="is an adapter on another adapter, .* merge that one"):
         sources.find_source(tmp_path / "second")
 

@@ -13,8 +13,10 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from rlhf_edu import dpo, lora, models, ppo, reward, sft
+from rlhf_edu import dpo, lora, models, ppo, reward, sft, tokens
+from rlhf_edu.engine.adapters import WEIGHTS_FILE
 from rlhf_edu.generation import generate
+from rlhf_edu.roles import LoraRoles, SeparateRoles
 
 TOK = tiny.tokenizer()
 PROMPTS = [tiny.prompt(i).text for i in range(8)]
@@ -22,7 +24,7 @@ on_both = pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
 
 
 def rollout(policy):
-    ids = [models.encode_prompt(TOK, prompt) for prompt in PROMPTS]
+    ids = [tokens.encode_prompt(TOK, prompt) for prompt in PROMPTS]
     return generate(policy, TOK, ids, 8, seed=3)
 
 
@@ -41,10 +43,10 @@ def add_by_hand(model, adapter: lora.Adapter):
     return model
 
 
-def by_hand(make) -> models.SeparateRoles:
+def by_hand(make) -> SeparateRoles:
     policy = add_by_hand(make(), tiny.policy_adapter(make))
     reward_model = models.scalar_model_from(make())
-    return models.SeparateRoles(policy, add_by_hand(reward_model, tiny.reward_adapter(make)))
+    return SeparateRoles(policy, add_by_hand(reward_model, tiny.reward_adapter(make)))
 
 
 # --- one backbone is four networks ---------------------------------------------------------------
@@ -96,7 +98,7 @@ def test_only_policy_and_critic_change() -> None:
 
 
 def test_ppo_earns_more_reward() -> None:
-    roles = lora.LoraRoles(tiny.llama(), tiny.policy_adapter(), tiny.reward_adapter(seed=4))
+    roles = LoraRoles(tiny.llama(), tiny.policy_adapter(), tiny.reward_adapter(seed=4))
     config = ppo.PPOConfig(
         steps=40, batch_size=32, beta=0.0, lr=5e-3, max_new_tokens=8, missing_eos_penalty=0
     )
@@ -131,7 +133,7 @@ def test_the_critic_starts_as_the_reward_model_with_a_head_of_its_own() -> None:
 
 def test_a_new_adapter_on_a_merged_base_starts_as_the_base() -> None:
     policy = lora.take_off(lora.new_adapter(tiny.llama(), rank=4))
-    roles = lora.LoraRoles(tiny.llama(), policy, tiny.reward_adapter())
+    roles = LoraRoles(tiny.llama(), policy, tiny.reward_adapter())
     answers = rollout(roles.policy)
     expected = models.response_logprobs(tiny.llama(), answers)
     mask = answers.mask.bool()
@@ -177,7 +179,7 @@ def test_ppo_goes_on_in_another_process(tmp_path: Path) -> None:
     for seed, then in ((1, stop), (2, None)):  # a process has a global generator of its own
         parts = tiny.llama(), tiny.policy_adapter(), tiny.reward_adapter()
         torch.manual_seed(seed)
-        _, history = ppo.train_ppo(lora.LoraRoles(*parts), TOK, PROMPTS, config, then)
+        _, history = ppo.train_ppo(LoraRoles(*parts), TOK, PROMPTS, config, then)
         assert len(history) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"step_00001", "step_00002"}
 
@@ -186,11 +188,11 @@ def test_the_checkpoint_of_another_base_is_refused(tmp_path: Path) -> None:
     keep = {"checkpoint_every": 1, "checkpoint_folder": str(tmp_path)}
     config = ppo.PPOConfig(steps=1, batch_size=4, max_new_tokens=4, **keep)
     ppo.train_ppo(tiny.lora_roles(), TOK, PROMPTS, config)
-    other = lora.LoraRoles(tiny.llama(7), tiny.policy_adapter(), tiny.reward_adapter())
+    other = LoraRoles(tiny.llama(7), tiny.policy_adapter(), tiny.reward_adapter())
     with pytest.raises(ValueError, match="other weights"):
         ppo.train_ppo(other, TOK, PROMPTS, config)
     step = tmp_path / "step_00001"
-    for role in lora.LoraRoles.NAMES:
+    for role in LoraRoles.NAMES:
         assert lora.is_adapter(step / role)
     assert not [p for p in step.rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
 
@@ -270,7 +272,7 @@ assert "rlhf_edu" not in sys.modules
 def test_a_trained_policy_opens_in_a_process_without_this_package(tmp_path: Path) -> None:
     models.save_model(tiny.llama(), TOK, tmp_path / "base", torch.float32)
     base = models.load_policy(tmp_path / "base")
-    roles = lora.LoraRoles(base, tiny.policy_adapter(), tiny.reward_adapter())
+    roles = LoraRoles(base, tiny.policy_adapter(), tiny.reward_adapter())
     ppo.train_ppo(roles, TOK, PROMPTS, ppo.PPOConfig(steps=2, batch_size=4, max_new_tokens=4))
     lora.save_adapter(roles.adapter("policy"), TOK, tmp_path / "out")
     names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
@@ -278,7 +280,7 @@ def test_a_trained_policy_opens_in_a_process_without_this_package(tmp_path: Path
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
     assert config["inference_mode"] is True
-    prompt = models.encode_prompt(TOK, "Is the cat")
+    prompt = tokens.encode_prompt(TOK, "Is the cat")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     result = subprocess.run(
         [sys.executable, "-c", FRESH, str(tmp_path / "out"), " ".join(map(str, prompt))],
@@ -303,7 +305,7 @@ def test_adapters_survive_saving_and_loading(tmp_path: Path) -> None:
     assert again.weights.keys() == adapter.weights.keys()
     assert all(torch.equal(again.weights[k], v) for k, v in adapter.weights.items())
     assert AutoTokenizer.from_pretrained(tmp_path / "runs" / "a").eos_token_id == 2
-    assert load_file(tmp_path / "runs" / "a" / lora.WEIGHTS_FILE).keys() == again.weights.keys()
+    assert load_file(tmp_path / "runs" / "a" / WEIGHTS_FILE).keys() == again.weights.keys()
 
 
 def test_what_is_no_adapter_or_does_not_fit_is_named(tmp_path: Path) -> None:
@@ -314,7 +316,7 @@ def test_what_is_no_adapter_or_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit the model|not found in the base model"):
         lora.put_on(tiny.llama(num_hidden_layers=1), tiny.policy_adapter())
     with pytest.raises(ValueError, match="adapter has no head; give one that train_reward made"):
-        lora.LoraRoles(tiny.llama(), tiny.policy_adapter(), tiny.policy_adapter())
+        LoraRoles(tiny.llama(), tiny.policy_adapter(), tiny.policy_adapter())
     with pytest.raises(ValueError, match="rank must be at least 1, not 0"):
         lora.new_adapter(tiny.llama(), rank=0)
     lora.save_adapter(tiny.policy_adapter(), TOK, tmp_path / "orphan")

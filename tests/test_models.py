@@ -8,8 +8,9 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import models, pretrain
+from rlhf_edu import models, pretrain, tokens
 from rlhf_edu.losses import ptx_loss
+from rlhf_edu.roles import SeparateRoles
 
 TOK = tiny.tokenizer()
 ROWS = [[1, 40, 41, 42, 43, 2], [1, 50, 2], [1, 60, 61, 62, 2, 63, 64, 65, 2]]
@@ -25,22 +26,22 @@ def test_special_tokens_are_distinct_and_first() -> None:
 
 @pytest.mark.parametrize("text", ["The cat is old.", "Žluťoučký 🐎\tkůň\n\n x", " two  spaces "])
 def test_any_text_survives(text: str) -> None:
-    assert TOK.decode(models.encode_text(TOK, text)) == text
+    assert TOK.decode(tokens.encode_text(TOK, text)) == text
 
 
 def test_special_tokens_in_a_text_are_letters() -> None:
-    assert not {0, 1, 2} & set(models.encode_text(TOK, "a</s><s><pad>b"))
+    assert not {0, 1, 2} & set(tokens.encode_text(TOK, "a</s><s><pad>b"))
 
 
 def test_prompt_and_answer_are_tokenised_apart() -> None:
-    prompt, answer = models.encode_prompt(TOK, "Is it?"), models.encode_answer(TOK, "Yes!")
+    prompt, answer = tokens.encode_prompt(TOK, "Is it?"), tokens.encode_answer(TOK, "Yes!")
     assert prompt[0] == 1 and answer[-1] == 2
     assert TOK.decode(prompt[1:]) == "Is it?\n" and TOK.decode(answer[:-1]) == "Yes!"
-    assert models.encode_answer(TOK, "Yes!", ended=False) == answer[:-1]
+    assert tokens.encode_answer(TOK, "Yes!", ended=False) == answer[:-1]
 
 
 def test_a_long_prompt_keeps_its_cue() -> None:
-    ids = models.encode_prompt(TOK, "x" * 1000, max_tokens=50)
+    ids = tokens.encode_prompt(TOK, "x" * 1000, max_tokens=50)
     assert len(ids) == 50 and ids[0] == 1 and TOK.decode(ids).endswith("x\n")
 
 
@@ -129,10 +130,10 @@ def test_missing_models_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", tiny.both(), ids=["llama", "gpt2"])
 def test_logprobs_do_not_depend_on_padding(model) -> None:
     prompts, answers = [[1, 40, 41], [1, 5, 6, 7, 8, 9, 10], [1]], [[50, 2], [51], [9, 8, 7, 2]]
-    batch = models.join(prompts, answers, 0)
+    batch = tokens.join(prompts, answers, 0)
     together = models.response_logprobs(model, batch)
     for i, answer in enumerate(answers):
-        alone = models.response_logprobs(model, models.join([prompts[i]], [answer], 0))
+        alone = models.response_logprobs(model, tokens.join([prompts[i]], [answer], 0))
         torch.testing.assert_close(together[i, : len(answer)], alone[0], atol=1e-5, rtol=0)
 
 
@@ -141,7 +142,7 @@ def test_logprobs_by_hand() -> None:
     prompt, answer = [1, 40, 41], [50, 51, 2]
     logits = model(torch.tensor([prompt + answer])).logits[0] / 0.7
     expected = [logits[2 + t].log_softmax(-1)[token] for t, token in enumerate(answer)]
-    found = models.response_logprobs(model, models.join([prompt], [answer], 0), 0.7)
+    found = models.response_logprobs(model, tokens.join([prompt], [answer], 0), 0.7)
     torch.testing.assert_close(found[0], torch.stack(expected))
 
 
@@ -149,8 +150,8 @@ def test_logprobs_by_hand() -> None:
 @pytest.mark.parametrize("pad", [0, 2], ids=["pad", "pad=eos"])
 def test_scores_do_not_depend_on_padding(model, pad: int) -> None:
     rm = models.scalar_model_from(model)
-    alone = [models.scores(rm, *models.pad_right([row], pad)) for row in ROWS]
-    for side in (models.pad_left, models.pad_right):
+    alone = [models.scores(rm, *tokens.pad_right([row], pad)) for row in ROWS]
+    for side in (tokens.pad_left, tokens.pad_right):
         torch.testing.assert_close(
             models.scores(rm, *side(ROWS, pad)), torch.cat(alone), atol=1e-5, rtol=0
         )
@@ -158,7 +159,7 @@ def test_scores_do_not_depend_on_padding(model, pad: int) -> None:
 
 def test_padding_gives_no_nan_in_gradients() -> None:
     model = tiny.llama()
-    batch = models.join([[1, 4], [1, 5, 6, 7, 8, 9, 10]], [[50, 51, 2], [2]], 0)
+    batch = tokens.join([[1, 4], [1, 5, 6, 7, 8, 9, 10]], [[50, 51, 2], [2]], 0)
     (models.response_logprobs(model, batch) * batch.mask).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -166,7 +167,7 @@ def test_padding_gives_no_nan_in_gradients() -> None:
 def test_empty_rows_are_refused() -> None:
     for rows in ([], [[1], []]):
         with pytest.raises(ValueError, match="nothing to pad"):
-            models.pad_left(rows, 0)
+            tokens.pad_left(rows, 0)
 
 
 @pytest.mark.parametrize("model", tiny.both(), ids=["llama", "gpt2"])
@@ -182,19 +183,19 @@ def test_fresh_scores_are_of_order_one(model) -> None:
 
 
 @pytest.fixture
-def roles() -> models.SeparateRoles:
-    return models.SeparateRoles(tiny.llama(), models.scalar_model_from(tiny.llama(1)))
+def roles() -> SeparateRoles:
+    return SeparateRoles(tiny.llama(), models.scalar_model_from(tiny.llama(1)))
 
 
 def test_the_critic_starts_as_the_reward_model(roles) -> None:
-    ids, mask = models.pad_right(ROWS, 0)
+    ids, mask = tokens.pad_right(ROWS, 0)
     at_the_end = models.values(roles.critic, ids, mask)[torch.arange(3), mask.sum(1) - 1]
     torch.testing.assert_close(at_the_end, models.scores(roles.reward_model, ids, mask))
 
 
 def test_a_value_does_not_know_the_token_it_precedes(roles) -> None:
-    one = models.join([[1, 4], [1, 5, 6]], [[50, 51, 52], [53, 54, 55]], 0)
-    other = models.join([[1, 4], [1, 5, 6]], [[50, 99, 98], [53, 97, 96]], 0)
+    one = tokens.join([[1, 4], [1, 5, 6]], [[50, 51, 52], [53, 54, 55]], 0)
+    other = tokens.join([[1, 4], [1, 5, 6]], [[50, 99, 98], [53, 97, 96]], 0)
     before, after = roles.values(one), roles.values(other)
     assert before.shape == (2, 3)
     assert torch.equal(before[:, :2], after[:, :2]) and not torch.equal(before[:, 2], after[:, 2])
@@ -212,8 +213,8 @@ def test_only_policy_and_critic_learn(roles) -> None:
 
 def test_dropout_is_off_in_training_too() -> None:
     model = tiny.llama(attention_dropout=0.5)
-    roles = models.SeparateRoles(model.train(), models.scalar_model_from(model))
-    batch = models.join([[1, 4, 5]], [[50, 51, 2]], 0)
+    roles = SeparateRoles(model.train(), models.scalar_model_from(model))
+    batch = tokens.join([[1, 4, 5]], [[50, 51, 2]], 0)
     first, second = roles.response_logprobs(batch), roles.response_logprobs(batch)
     assert torch.equal(first, second)
     assert torch.equal(roles.values(batch), roles.values(batch))
@@ -264,11 +265,11 @@ def test_by_length_changes_neither_values_nor_gradients() -> None:
     lengths = [(draw.randint(1, 30), draw.randint(1, 20)) for _ in range(23)]
     prompts = [[draw.randint(3, 90) for _ in range(n)] for n, _ in lengths]
     answers = [[draw.randint(3, 90) for _ in range(n)] for _, n in lengths]
-    both, policy = models.join(prompts, answers, 0), tiny.llama()
+    both, policy = tokens.join(prompts, answers, 0), tiny.llama()
     found = {}
     for size in (4, 100):
         policy.zero_grad()
-        logprobs = models.by_length(lambda x: models.response_logprobs(policy, x), both, size)
+        logprobs = tokens.by_length(lambda x: models.response_logprobs(policy, x), both, size)
         (logprobs * both.mask).sum().backward()
         gradient = torch.cat([p.grad.flatten() for p in policy.parameters()])
         found[size] = (logprobs * both.mask).detach(), gradient
@@ -279,10 +280,10 @@ def test_by_length_changes_neither_values_nor_gradients() -> None:
 def test_by_length_pads_less() -> None:
     seen = []
 
-    def compute(part: models.Sequences) -> torch.Tensor:
+    def compute(part: tokens.Sequences) -> torch.Tensor:
         seen.append(part.tokens.shape)
         return part.attention_mask.sum(1)
 
-    both = models.join([[5] * n for n in (1, 40, 2, 38)], [[6], [6] * 9, [6], [6] * 8], 0)
-    assert models.by_length(compute, both, 2).tolist() == [2, 49, 3, 46]
+    both = tokens.join([[5] * n for n in (1, 40, 2, 38)], [[6], [6] * 9, [6], [6] * 8], 0)
+    assert tokens.by_length(compute, both, 2).tolist() == [2, 49, 3, 46]
     assert [tuple(shape) for shape in seen] == [(2, 3), (2, 49)]

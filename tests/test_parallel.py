@@ -10,7 +10,9 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import dpo, lora, models, parallel, ppo, pretrain, reward, sft
+from rlhf_edu import dpo, models, ppo, pretrain, reward, sft
+from rlhf_edu.engine import parallel
+from rlhf_edu.roles import LoraRoles
 
 TOK = tiny.tokenizer()
 HERE = Path(__file__).resolve()
@@ -42,7 +44,7 @@ def everything() -> dict[str, list[float]]:
     return numbers
 
 
-def train_ppo(roles: lora.LoraRoles, text: torch.Tensor | None):
+def train_ppo(roles: LoraRoles, text: torch.Tensor | None):
     settings = {"batch_size": 7, "minibatch": 4, "max_new_tokens": 6, "ptx_blocks": 1}
     config = ppo.PPOConfig(steps=3, ptx_coef=0.0 if text is None else 0.5, **settings)
     prompts = [tiny.prompt(i).text for i in range(8)]

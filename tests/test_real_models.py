@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from rlhf_edu import __main__, lora, models
 from rlhf_edu.generation import generate
-from rlhf_edu.sources import convert_gguf, find_gguf
+from rlhf_edu.real.sources import convert_gguf, find_gguf
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 STORIES, PAIRS = REAL / "stories260k", REAL / "pref" / "rasbt_politeness_1100.json"

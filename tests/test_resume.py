@@ -13,7 +13,9 @@ import tiny_models as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf_edu import checkpoints, dpo, lora, models, ppo, pretrain, reward, sft
+from rlhf_edu import dpo, lora, models, ppo, pretrain, reward, sft
+from rlhf_edu.engine import checkpoints
+from rlhf_edu.roles import SeparateRoles
 
 TOK = tiny.tokenizer()
 PROMPTS = [tiny.prompt(i).text for i in range(8)]
@@ -43,7 +45,7 @@ def run_reward(on_step=None, **options):
 def run_ppo(on_step=None, **options):
     small = {"steps": 5, "batch_size": 6, "minibatch": 4, "max_new_tokens": 6, "ptx_coef": 0.5}
     config = ppo.PPOConfig(**small | options)
-    roles = models.SeparateRoles(tiny.llama(), models.scalar_model_from(tiny.llama(1)))
+    roles = SeparateRoles(tiny.llama(), models.scalar_model_from(tiny.llama(1)))
     roles, history = ppo.train_ppo(roles, TOK, PROMPTS, config, on_step, ptx_blocks=BLOCKS)
     return [roles.policy, roles.critic], history
 

@@ -16,9 +16,13 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors import SafetensorError
 
-from rlhf_edu import __main__, chat, data, ladder, lora, models, run
+from rlhf_edu import __main__, data, lora, models
+from rlhf_edu.course import chat
+from rlhf_edu.experiments import ladder
+from rlhf_edu.files import write_text
+from rlhf_edu.real import run
+from rlhf_edu.real.sources import convert_gguf, find_gguf, find_source
 from rlhf_edu.reward import score_answers
-from rlhf_edu.sources import convert_gguf, find_gguf, find_source
 
 TOK = tiny.tokenizer()
 SMALL = {
@@ -212,11 +216,11 @@ def test_done_is_looked_at(place, capsys) -> None:
     refused(capsys, message, train(place, "ppo", "looked"))
     content = (place / "pairs.jsonl").read_text(encoding="utf-8")
     try:
-        data.write_text(place / "pairs.jsonl", content.replace("wet", "old"))
+        write_text(place / "pairs.jsonl", content.replace("wet", "old"))
         message = "holds another run: .*pairs.jsonl was another file when it began; choose"
         refused(capsys, message, train(place, "ppo", "looked"))
     finally:
-        data.write_text(place / "pairs.jsonl", content)
+        write_text(place / "pairs.jsonl", content)
 
 
 def test_noise_in_the_history_does_no_harm(place) -> None:
@@ -263,12 +267,12 @@ def test_a_table_that_cannot_be_printed_is_written(tmp_path, monkeypatch, capsys
         raise ValueError("no such letter")
 
     monkeypatch.setattr(ladder, "Ladder", Quick)
-    monkeypatch.setattr("rlhf_edu.report.table", broken)
+    monkeypatch.setattr("rlhf_edu.experiments.report.table", broken)
     assert __main__.main(["ladder", "--json", str(tmp_path / "table.json")]) == 2
     assert json.loads((tmp_path / "table.json").read_text()) == {"stages": []}
     # And the other way round.
-    monkeypatch.setattr("rlhf_edu.report.table", lambda report: "the table")
-    monkeypatch.setattr("rlhf_edu.report.side_by_side", lambda answers: "answers")
+    monkeypatch.setattr("rlhf_edu.experiments.report.table", lambda report: "the table")
+    monkeypatch.setattr("rlhf_edu.experiments.report.side_by_side", lambda answers: "answers")
     assert __main__.main(["ladder", "--json", str(tmp_path)]) == 2
     assert "the table" in capsys.readouterr().out
 
@@ -433,7 +437,7 @@ def test_a_gated_model_is_refused_in_one_line(place, capsys, monkeypatch) -> Non
     def gated(*args, **options):
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
 
-    monkeypatch.setattr("rlhf_edu.sources.AutoTokenizer.from_pretrained", gated)
+    monkeypatch.setattr("rlhf_edu.real.sources.AutoTokenizer.from_pretrained", gated)
     given = ["sft", "--model", "some/gated", "--data", "x", "--out", str(place / "gated")]
     refused(capsys, "some/gated cannot be loaded; it is gated: accept its", __main__.main(given))
 

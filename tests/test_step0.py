@@ -9,8 +9,10 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import dpo, generation, groups, models, ppo, pretrain, reward, sft
+from rlhf_edu import dpo, generation, models, ppo, pretrain, reward, sft, tokens
 from rlhf_edu.data import Ranking
+from rlhf_edu.engine import groups
+from rlhf_edu.roles import SeparateRoles
 
 TOK = tiny.tokenizer()
 PROMPTS = [tiny.prompt(i).text for i in range(8)]
@@ -40,13 +42,13 @@ def train_dpo(model, reference=None, **options):
     return dpo.train_dpo(model, reference, TOK, tiny.rankings(8), config)[1]
 
 
-def make_roles(model, cls=models.SeparateRoles, **options):
+def make_roles(model, cls=SeparateRoles, **options):
     roles = cls(model, models.scalar_model_from(tiny.llama(1)), **options)
     roles.policy.train(model.training)
     return roles
 
 
-def train_ppo(model, cls=models.SeparateRoles, reference=None, **options):
+def train_ppo(model, cls=SeparateRoles, reference=None, **options):
     roles = make_roles(model, cls, reference=reference)
     small = {"steps": 1, "batch_size": 8, "minibatch": 4, "max_new_tokens": 8}
     return ppo.train_ppo(roles, TOK, PROMPTS, ppo.PPOConfig(**small | options))[1]
@@ -133,7 +135,7 @@ def test_dropout_in_the_reference_is_found() -> None:
     with pytest.raises(RuntimeError, match="policy and reference differ .*dropout off"):
         train_dpo(tiny.gpt2(**NOISY), tiny.gpt2(**NOISY).train())
 
-    class Noisy(models.SeparateRoles):
+    class Noisy(SeparateRoles):
         def reference_logprobs(self, rollout, temperature=1.0):
             self.reference.train()
             return super().reference_logprobs(rollout, temperature)
@@ -166,12 +168,12 @@ def test_step_0_says_whether_any_answer_ended(same_start: bool) -> None:
 # --- temperature on one side ---------------------------------------------------------------------
 
 
-class HotPolicy(models.SeparateRoles):
+class HotPolicy(SeparateRoles):
     def response_logprobs(self, rollout, temperature=1.0):
         return super().response_logprobs(rollout, 2 * temperature)
 
 
-class HotReference(models.SeparateRoles):
+class HotReference(SeparateRoles):
     def reference_logprobs(self, rollout, temperature=1.0):
         return super().reference_logprobs(rollout, 2 * temperature)
 
@@ -235,7 +237,7 @@ def test_padding_that_is_read_as_text_is_found(train, monkeypatch) -> None:
     def as_it_is(rows):
         return rows.tokens, torch.full((len(rows),), rows.prompt_length)
 
-    monkeypatch.setattr(models.Sequences, "packed", as_it_is)
+    monkeypatch.setattr(tokens.Sequences, "packed", as_it_is)
     with pytest.raises(RuntimeError, match="positions counted without the mask"):
         train(tiny.gpt2())
 
@@ -298,7 +300,7 @@ def everything(sequences):
 )
 def test_wrong_masks_are_named(mask, message: str, monkeypatch) -> None:
     pad_with(2, monkeypatch)
-    right = models.join
+    right = tokens.join
     monkeypatch.setattr(sft, "join", lambda *a: with_mask(right(*a), mask))
     with pytest.raises(RuntimeError, match=message):
         train_sft(tiny.llama())
@@ -351,7 +353,7 @@ def end_often(model):
 
 
 def test_swapped_roles_are_named() -> None:
-    class Swapped(models.SeparateRoles):
+    class Swapped(SeparateRoles):
         def response_logprobs(self, rollout, temperature=1.0):
             return models.response_logprobs(self.reference, rollout, temperature)
 

@@ -9,11 +9,13 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import dpo, models, ppo, reward, sft, training
+from rlhf_edu import dpo, models, ppo, reward, sft, tokens
 from rlhf_edu.data import Demonstration, Ranking
+from rlhf_edu.engine import training
 from rlhf_edu.generation import generate
 from rlhf_edu.losses import bradley_terry_loss
 from rlhf_edu.pretrain import next_token_loss, pack
+from rlhf_edu.roles import SeparateRoles
 
 TOK = tiny.tokenizer()
 PROMPTS = [tiny.prompt(i).text for i in range(8)]
@@ -82,8 +84,8 @@ def test_sft_learns_the_answers_and_repeats() -> None:
 
 def test_sft_loss_is_on_answer_and_end_alone() -> None:
     model, [example] = tiny.llama(), tiny.demonstrations(1)
-    prompt = models.encode_prompt(TOK, example.prompt.text)
-    answer = models.encode_answer(TOK, example.answer)
+    prompt = tokens.encode_prompt(TOK, example.prompt.text)
+    answer = tokens.encode_answer(TOK, example.answer)
     logprobs = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
     expected = -sum(logprobs[len(prompt) - 1 + t, token] for t, token in enumerate(answer))
     found = sft.answer_loss(model, TOK, [example])
@@ -169,9 +171,9 @@ def test_normalised_reward_survives_saving(tmp_path: Path) -> None:
 def test_scores_of_texts_are_scores_of_the_sampled_tokens() -> None:
     policy, rm = tiny.llama(), models.scalar_model_from(tiny.llama(1))
     demonstration = tiny.demonstrations(1)[0]
-    ids = [models.encode_prompt(TOK, demonstration.prompt.text)]
-    rows = models.join(ids, [models.encode_answer(TOK, "Yes!")], 0)
-    roles = models.SeparateRoles(policy, rm)
+    ids = [tokens.encode_prompt(TOK, demonstration.prompt.text)]
+    rows = tokens.join(ids, [tokens.encode_answer(TOK, "Yes!")], 0)
+    roles = SeparateRoles(policy, rm)
     found = reward.score_answers(rm, TOK, [demonstration.prompt.text], ["Yes!"])
     torch.testing.assert_close(roles.rewards(rows), found)
 
@@ -179,8 +181,8 @@ def test_scores_of_texts_are_scores_of_the_sampled_tokens() -> None:
 # --- PPO ---------------------------------------------------------------------------------------
 
 
-def make_roles(**options) -> models.SeparateRoles:
-    return models.SeparateRoles(tiny.llama(), models.scalar_model_from(tiny.llama(1)), **options)
+def make_roles(**options) -> SeparateRoles:
+    return SeparateRoles(tiny.llama(), models.scalar_model_from(tiny.llama(1)), **options)
 
 
 both_arrangements = pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_ppo_earns_more_reward() -> None:
 @both_arrangements
 def test_an_answer_without_end_pays_exactly_the_penalty(make_roles) -> None:
     roles = make_roles()
-    ids = [models.encode_prompt(TOK, prompt) for prompt in PROMPTS]
+    ids = [tokens.encode_prompt(TOK, prompt) for prompt in PROMPTS]
     rollout = generate(roles.policy, TOK, ids, 8, seed=3)
     free, fined = (
         ppo.evaluate_rollout(roles, rollout, ppo_config(missing_eos_penalty=p, lam=1.0))
@@ -243,7 +245,7 @@ def test_an_answer_without_end_pays_exactly_the_penalty(make_roles) -> None:
 @both_arrangements
 def test_ptx_gradient_is_the_weighted_sum(make_roles) -> None:
     roles, config = make_roles(), ppo_config(ptx_coef=3.0, max_norm=1e9)
-    ids = [models.encode_prompt(TOK, prompt) for prompt in PROMPTS]
+    ids = [tokens.encode_prompt(TOK, prompt) for prompt in PROMPTS]
     experience = ppo.evaluate_rollout(roles, generate(roles.policy, TOK, ids, 8), config)
 
     def gradient(text, coefficient: float) -> torch.Tensor:
@@ -279,7 +281,7 @@ def test_step_0_finds_what_is_wrong() -> None:
     with pytest.raises(RuntimeError, match="KL to the reference"):
         ppo.train_ppo(make_roles(reference=tiny.llama(5)), TOK, PROMPTS, ppo_config())
 
-    class Hot(models.SeparateRoles):
+    class Hot(SeparateRoles):
         def response_logprobs(self, rollout, temperature=1.0):
             return super().response_logprobs(rollout, temperature * 2)
 
@@ -338,7 +340,7 @@ def test_no_truncation_takes_the_end_away() -> None:
     limit = 12
     for length in range(1, limit + 11):
         answer = "Yes!" + "x" * (length - 1)
-        whole = len(models.encode_answer(TOK, answer))
+        whole = len(tokens.encode_answer(TOK, answer))
         ranking = Ranking(tiny.prompt(0), (answer, "cat"), (True, True), (1, 2))
         assert dpo.make_group(TOK, ranking, limit).answers[0][-1] == 2
         example = Demonstration(tiny.prompt(0), answer)
@@ -387,7 +389,7 @@ def run_reward(model, on_step=None):
 
 
 def run_ppo(model, on_step=None):
-    roles = models.SeparateRoles(tiny.llama(), models.scalar_model_from(model))
+    roles = SeparateRoles(tiny.llama(), models.scalar_model_from(model))
     return ppo.train_ppo(roles, TOK, PROMPTS, ppo_config(steps=4), on_step)
 
 

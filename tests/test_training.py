@@ -9,7 +9,9 @@ import tiny_models as tiny
 import torch
 from transformers import PreTrainedModel
 
-from rlhf_edu import dpo, models, ppo, pretrain, reward, sft, training
+from rlhf_edu import dpo, models, ppo, pretrain, reward, sft
+from rlhf_edu.engine import checks, training
+from rlhf_edu.roles import SeparateRoles
 
 TOK = tiny.tokenizer()
 CONFIGS = [
@@ -106,8 +108,8 @@ def test_the_optimiser_is_the_one_of_the_papers() -> None:
 
 
 def test_a_first_loss_above_an_even_guess_is_pointed_at() -> None:
-    assert training.about_first_loss(7.4, 1536)[0] == "ok"
-    verdict, numbers = training.about_first_loss(12.5, 1536)
+    assert checks.about_first_loss(7.4, 1536)[0] == "ok"
+    verdict, numbers = checks.about_first_loss(12.5, 1536)
     assert verdict == "look" and "12.500 nats, an even guess has 7.337; is the tok" in numbers
     model = sure_of_nonsense()
     _, history = sft.train_sft(model, TOK, tiny.demonstrations(4), sft.SFTConfig(epochs=1))
@@ -129,18 +131,18 @@ def records(losses: list[float], norm: float = 1.0) -> list[dict]:
 
 
 def test_a_wrecked_model_is_not_done() -> None:
-    training.require_progress(records([1.3, 900.0, 900.0, 6.0]))
-    training.require_progress(records([0.01, 4.9, 4.9, 4.9]))
-    training.require_progress(records([1.3, 900.0, 900.0]))
+    checks.require_progress(records([1.3, 900.0, 900.0, 6.0]))
+    checks.require_progress(records([0.01, 4.9, 4.9, 4.9]))
+    checks.require_progress(records([1.3, 900.0, 900.0]))
     with pytest.raises(RuntimeError, match=r"loss was 1.3 at first, and is 7 now, so the mod.*low"):
-        training.require_progress(records([1.3, 2.0, 7.0, 7.0, 7.0]))
+        checks.require_progress(records([1.3, 2.0, 7.0, 7.0, 7.0]))
 
 
 def test_a_gradient_of_0_teaches_nothing() -> None:
-    training.require_progress(records([2.0, 2.0], norm=0.0))
-    training.require_progress(records([2.0, 0.0, 0.0, 0.0], norm=0.0))  # all has been learned
+    checks.require_progress(records([2.0, 2.0], norm=0.0))
+    checks.require_progress(records([2.0, 0.0, 0.0, 0.0], norm=0.0))  # all has been learned
     with pytest.raises(RuntimeError, match="the gradient was 0 for 3 steps, so nothing is"):
-        training.require_progress(records([2.0] * 3, norm=0.0))
+        checks.require_progress(records([2.0] * 3, norm=0.0))
 
 
 def test_every_trainer_stops_when_the_model_is_wrecked() -> None:
@@ -161,7 +163,7 @@ def test_every_trainer_stops_when_the_model_is_wrecked() -> None:
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30])
 def test_ppo_stops_where_the_temperature_leaves_nothing_to_learn(temperature) -> None:
     config = ppo.PPOConfig(steps=9, batch_size=4, max_new_tokens=4, temperature=temperature)
-    roles = models.SeparateRoles(tiny.llama(), models.scalar_model_from(tiny.llama(1)))
+    roles = SeparateRoles(tiny.llama(), models.scalar_model_from(tiny.llama(1)))
     prompts, seen = [tiny.prompt(i).text for i in range(4)], []
     with pytest.raises(RuntimeError, match="gradient was 0 for 3 steps.*temperature"):
         ppo.train_ppo(roles, TOK, prompts, config, seen.append)

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_edu import losses, models
+from rlhf_edu.tokens import encode_answer, encode_prompt, join
 
 pytest.importorskip("trl")
 TOK = tiny.tokenizer()
@@ -19,10 +20,7 @@ PAIRS = [  # prompt, chosen, rejected
     ("Name a town.", "Oak.", "I have no idea at all, none."),
     ("Hello!", "Good day to you, dear friend.", "Go."),
 ]
-IDS = [
-    [models.encode_prompt(TOK, p), *(models.encode_answer(TOK, a) for a in answers)]
-    for p, *answers in PAIRS
-]
+IDS = [[encode_prompt(TOK, p), *(encode_answer(TOK, a) for a in answers)] for p, *answers in PAIRS]
 
 
 def other(model: torch.nn.Module) -> torch.nn.Module:
@@ -37,7 +35,7 @@ def other(model: torch.nn.Module) -> torch.nn.Module:
 
 def summed(model: torch.nn.Module, answer: int) -> torch.Tensor:
     """Log-probs (3,) of the chosen (1) or rejected (2) answers."""
-    both = models.join([ids[0] for ids in IDS], [ids[answer] for ids in IDS], TOK.pad_token_id)
+    both = join([ids[0] for ids in IDS], [ids[answer] for ids in IDS], TOK.pad_token_id)
     return (models.response_logprobs(model, both) * both.mask).sum(1).detach()
 
 

@@ -9,11 +9,14 @@ import tiny_models
 import torch
 from transformers import PreTrainedModel
 
-from rlhf_edu import notebook
+from rlhf_edu.course import notebook
+from rlhf_edu.course.cost import CostCalculator
+from rlhf_edu.course.labelling import LabelForm
+from rlhf_edu.course.microscope import QUANTITIES, Microscope
+from rlhf_edu.course.notebook import Course, Live, LiveCurve, Progress, progress, show, start
+from rlhf_edu.course.talk import TalkToEveryStage
 from rlhf_edu.data import Prompt, Ranking
 from rlhf_edu.models import save_model, scalar_model_from
-from rlhf_edu.notebook import Course, Live, LiveCurve, Progress, progress, show, start
-from rlhf_edu.widgets import QUANTITIES, CostCalculator, LabelForm, Microscope, TalkToEveryStage
 
 TOKENIZER = tiny_models.tokenizer()
 

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_edu import lora, models
+from rlhf_edu import lora, models, roles
 from rlhf_edu.data import Demonstration, Prompt, Ranking
 from rlhf_edu.pretrain import train_tokenizer
 
@@ -105,5 +105,5 @@ def reward_adapter(make=llama, rank: int = 2, seed: int = 1) -> lora.Adapter:
     return spread(lora.take_off(model), seed)
 
 
-def lora_roles(make=llama, **options) -> lora.LoraRoles:
-    return lora.LoraRoles(make(), policy_adapter(make), reward_adapter(make), **options)
+def lora_roles(make=llama, **options) -> roles.LoraRoles:
+    return roles.LoraRoles(make(), policy_adapter(make), reward_adapter(make), **options)

@@ -24,13 +24,13 @@ from transformers import PreTrainedModel
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import Prompt, Ranking, read_demonstrations, read_rankings
-from rlhf_edu.evaluation import Estimate, answer_all, bootstrap, kl_to_reference
-from rlhf_edu.experiments import Cells, Finding, above, each_seed, less, over_seeds, run_grid
+from rlhf_edu.experiments.exam import answer_all, kl_to_reference
+from rlhf_edu.experiments.grid import Cells, Finding, above, each_seed, less, run_grid
+from rlhf_edu.experiments.ladder import Recipe
 from rlhf_edu.generation import generate
-from rlhf_edu.ladder import Recipe
+from rlhf_edu.intervals import Estimate, bootstrap, over_seeds
 from rlhf_edu.losses import best_of_n_kl
 from rlhf_edu.models import (
-    SeparateRoles,
     load_policy,
     load_scalar_model,
     load_tokenizer,
@@ -39,6 +39,7 @@ from rlhf_edu.models import (
 )
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.reward import normalise_reward, score_answers, train_reward
+from rlhf_edu.roles import SeparateRoles
 from rlhf_edu.sft import train_sft
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge, Verdict

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_edu.evaluation import Estimate
-from rlhf_edu.experiments import Cells, Finding, over_seeds, run_grid
+from rlhf_edu.experiments.grid import Cells, Finding, run_grid
+from rlhf_edu.intervals import Estimate, over_seeds
 
 ANSWERS, BETA = 6, 0.5
 

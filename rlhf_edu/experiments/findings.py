@@ -5,7 +5,7 @@ import json
 
 from rlhf_edu import data_folder
 from rlhf_edu.__main__ import EXPERIMENTS
-from rlhf_edu.experiments import Finding
+from rlhf_edu.experiments.grid import Finding
 
 
 def findings() -> str:
@@ -14,7 +14,7 @@ def findings() -> str:
     for name in EXPERIMENTS:
         path = folder / f"{name}.json"
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        for finding in importlib.import_module(f"rlhf_edu.experiments.{name}").FINDINGS:
+        for finding in importlib.import_module(f"rlhf_edu.experiments.grid.{name}").FINDINGS:
             found.append((finding, _lines(finding, name, stored)))
     found.sort(key=lambda pair: int(pair[0].name[1:]))
     return "\n\n".join(lines for _, lines in found)

@@ -9,9 +9,9 @@ recipe was made by looking at them. About a quarter of an hour a seed, and forty
 from statistics import mean
 from typing import Any
 
-from rlhf_edu.evaluation import Estimate, bootstrap
-from rlhf_edu.experiments import Cells, Finding, over_seeds, run_grid
-from rlhf_edu.ladder import STAGES, Ladder
+from rlhf_edu.experiments.grid import Cells, Finding, run_grid
+from rlhf_edu.experiments.ladder import STAGES, Ladder
+from rlhf_edu.intervals import Estimate, bootstrap, over_seeds
 
 WORLDS = (1, 2)
 # Which stage should be above which: the rungs of the ladder.

@@ -14,7 +14,8 @@ from typing import Any
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import Ranking, read_rankings
-from rlhf_edu.experiments import Cells, Finding, above, each_seed, over_seeds, run_grid
+from rlhf_edu.experiments.grid import Cells, Finding, above, each_seed, run_grid
+from rlhf_edu.intervals import over_seeds
 from rlhf_edu.models import load_policy, load_tokenizer, scalar_model_from
 from rlhf_edu.reward import RewardConfig, train_reward
 

@@ -21,18 +21,14 @@ from transformers import PreTrainedModel
 from rlhf_edu import data_folder
 from rlhf_edu.data import read_rankings
 from rlhf_edu.dpo import train_dpo
-from rlhf_edu.evaluation import Answers, Estimate, answer_all, kl_to_reference
-from rlhf_edu.experiments import Cells, Finding, above, each_seed, less, over_seeds, run_grid
-from rlhf_edu.ladder import Recipe
-from rlhf_edu.models import (
-    SeparateRoles,
-    load_policy,
-    load_scalar_model,
-    load_tokenizer,
-    reward_scores,
-)
+from rlhf_edu.experiments.exam import Answers, answer_all, kl_to_reference
+from rlhf_edu.experiments.grid import Cells, Finding, above, each_seed, less, run_grid
+from rlhf_edu.experiments.ladder import Recipe
+from rlhf_edu.intervals import Estimate, over_seeds
+from rlhf_edu.models import load_policy, load_scalar_model, load_tokenizer, reward_scores
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.pretrain import lm_loss, pack
+from rlhf_edu.roles import SeparateRoles
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge
 from rlhf_edu.tinyweb.pages import web

@@ -16,12 +16,14 @@ from transformers import PreTrainedModel
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import Demonstration, Prompt
-from rlhf_edu.evaluation import Answers, answer_all, bootstrap, labelers_prefer
-from rlhf_edu.experiments import Cells, Finding, above, each_seed, over_seeds, run_grid
-from rlhf_edu.models import SeparateRoles, load_policy, load_scalar_model, load_tokenizer
+from rlhf_edu.experiments.exam import Answers, answer_all, labelers_prefer
+from rlhf_edu.experiments.grid import Cells, Finding, above, each_seed, run_grid
+from rlhf_edu.intervals import bootstrap, over_seeds
+from rlhf_edu.models import load_policy, load_scalar_model, load_tokenizer
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.pretrain import lm_loss, pack
 from rlhf_edu.reward import score_answers
+from rlhf_edu.roles import SeparateRoles
 from rlhf_edu.sft import SFTConfig, answer_loss, train_sft
 from rlhf_edu.tinyweb.demonstrations import demonstrate
 from rlhf_edu.tinyweb.facts import World

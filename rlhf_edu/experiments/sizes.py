@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from rlhf_edu import data_folder
-from rlhf_edu.bases import BASES
 from rlhf_edu.data import Ranking, read_rankings
-from rlhf_edu.evaluation import bootstrap, reward_accuracy, win_rate
-from rlhf_edu.experiments import Cells, Finding, above, each_seed, run_grid
-from rlhf_edu.ladder import Ladder, Recipe, gold_ranks
+from rlhf_edu.experiments.bases import BASES
+from rlhf_edu.experiments.exam import reward_accuracy
+from rlhf_edu.experiments.grid import Cells, Finding, above, each_seed, run_grid
+from rlhf_edu.experiments.ladder import Ladder, Recipe, gold_ranks
+from rlhf_edu.intervals import bootstrap, win_rate
 from rlhf_edu.models import count_parameters, load_policy
 
 

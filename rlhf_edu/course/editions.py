@@ -1,0 +1,214 @@
+"""Notebooks as files: run and store them, and derive handouts and slides from them.
+
+    python -m rlhf_edu notebooks execute  [05 …]    run top to bottom, keep the outputs
+    python -m rlhf_edu notebooks handouts [05 …]    build/handouts: no solutions, no outputs
+    python -m rlhf_edu notebooks slides   [05 …]    build/slides: one HTML page a chapter
+
+The committed notebook is the source of all three. Running it again gives the same bytes, so that
+a change in a diff is a change in the notebook.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from rlhf_edu import data_folder
+from rlhf_edu.files import write_text
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+LEFT_OUT = {"solution", "answer"}  # tags of cells that a handout does not have
+CELL_SECONDS, NOTEBOOK_SECONDS = 600, 1200
+
+
+def checkout() -> Path:
+    """The folder that holds `notebooks/`."""
+    return data_folder().parent
+
+
+def find(names: Sequence[str] = ()) -> list[Path]:
+    """The notebooks whose file names begin with one of `names` ("05"); none given: all.
+
+    Raises:
+        FileNotFoundError: a name fits no notebook.
+    """
+    every = sorted((checkout() / "notebooks").glob("*.ipynb"))
+    found = []
+    for name in names:
+        fits = [path for path in every if path.name.startswith(Path(name).name)]
+        if not fits:
+            raise FileNotFoundError(f"no notebook called {name}; there are: {_listed(every)}")
+        found += fits
+    return found if names else every
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return ", ".join(path.stem for path in paths) or "none"
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook file."""
+    return nbformat.read(path, as_version=4)
+
+
+def write(path: Path, notebook: NotebookNode) -> None:
+    """Write a notebook file; a crash half-way leaves the old one as it was."""
+    write_text(path, nbformat.writes(notebook, version=4).rstrip("\n") + "\n")
+
+
+# --- execute -----------------------------------------------------------------------------------
+
+
+def execute(names: Sequence[str] = ()) -> None:
+    """Run notebooks from top to bottom in a fresh kernel and store what they show.
+
+    Raises:
+        RuntimeError: a cell failed or took too long; that notebook's file has not changed.
+    """
+    for path in find(names):
+        start = time.perf_counter()
+        write(path, run(read(path), path))
+        print(f"{path.stem}: {time.perf_counter() - start:.0f} s")
+
+
+def run(notebook: NotebookNode, path: Path) -> NotebookNode:
+    """Return the notebook with fresh outputs, normalised; errors as `execute`."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellControlSignal, CellExecutionError
+
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a warning of the debugger
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name=KERNEL["name"],
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    try:
+        # Beside the cells' limit one for all: a kernel has been seen to hang while idle.
+        asyncio.run(asyncio.wait_for(client.async_execute(), NOTEBOOK_SECONDS))
+    except CellExecutionError as error:
+        raise RuntimeError(f"{path.stem}: a cell failed\n{error}") from None
+    except (asyncio.TimeoutError, TimeoutError, CellControlSignal) as error:
+        raise RuntimeError(f"{path.stem}: took too long ({error})") from None
+    return normalise(notebook)
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """Drop, in place, what differs from run to run: widget ids and state, versions, times."""
+    notebook.metadata = NotebookNode(
+        kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python")
+    )
+    count = 0
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            cell.outputs = _normal_outputs(cell.outputs, count)
+    return notebook
+
+
+def _normal_outputs(outputs: list[Any], count: int) -> list[Any]:
+    kept: list[Any] = []
+    for output in outputs:
+        if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
+            continue
+        if "data" in output:
+            output.data.pop(WIDGET_VIEW, None)
+            if "text/plain" not in output.data:
+                continue  # it says nothing: a style for the page
+        if output.output_type == "execute_result":
+            output.execution_count = count
+        kept.append(output)
+    return kept
+
+
+# --- handouts ----------------------------------------------------------------------------------
+
+
+def handouts(names: Sequence[str] = ()) -> None:
+    """Write editions without solutions, answers and outputs to build/handouts."""
+    for path in find(names):
+        target = checkout() / "build" / "handouts" / path.name
+        write(target, handout(read(path)))
+        print(target.relative_to(checkout()).as_posix())
+
+
+def handout(notebook: NotebookNode) -> NotebookNode:
+    """Return the notebook, changed in place, as a student gets it in class."""
+    notebook.cells = [
+        cell for cell in notebook.cells if not LEFT_OUT & set(cell.metadata.get("tags", []))
+    ]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+# --- slides ------------------------------------------------------------------------------------
+
+
+def slides(names: Sequence[str] = (), reveal_prefix: str | None = None) -> None:
+    """Write the lectures to build/slides, one HTML page each.
+
+    The pages take reveal.js, MathJax, jQuery and require.js from the web, unless `reveal_prefix`
+    names a folder that has them, such as node_modules after
+    `npm install reveal.js@4 mathjax@2 jquery@3 requirejs@2`. Another address or folder is taken
+    as the place of reveal.js alone.
+    """
+    from nbconvert import SlidesExporter
+
+    exporter = SlidesExporter(**slide_settings(reveal_prefix))
+    for path in find(names):
+        resources = {"metadata": {"name": path.stem}}
+        page, _ = exporter.from_notebook_node(lecture(read(path)), resources)
+        target = checkout() / "build" / "slides" / f"{path.stem}.html"
+        write_text(target, page)
+        print(target.relative_to(checkout()).as_posix())
+
+
+def slide_settings(reveal_prefix: str | None) -> dict[str, Any]:
+    """Settings of nbconvert's SlidesExporter; see `slides` for the prefix."""
+    from traitlets.config import Config
+
+    hidden = {"enabled": True, "remove_input_tags": ["figure"]}
+    settings: dict[str, Any] = {
+        "reveal_theme": "white",  # the one theme that fetches no fonts
+        "reveal_transition": "none",
+        "reveal_number": "c/t",
+        "reveal_scroll": True,
+        "exclude_input_prompt": True,
+        "exclude_output_prompt": True,
+        # A cell tagged `figure` only draws: the lecture shows the picture without the code.
+        "config": Config({"TagRemovePreprocessor": hidden}),
+    }
+    if reveal_prefix is None:
+        return settings
+    folder = Path(reveal_prefix)
+    if not (folder / "reveal.js" / "dist").is_dir():
+        return settings | {"reveal_url_prefix": reveal_prefix}
+    base = folder.resolve().as_uri()
+    return settings | {
+        "reveal_url_prefix": f"{base}/reveal.js",
+        "jquery_url": f"{base}/jquery/dist/jquery.min.js",
+        "require_js_url": f"{base}/requirejs/require.js",
+        "mathjax_url": f"{base}/mathjax/MathJax.js?config=TeX-AMS_CHTML-full,Safe",
+        "font_awesome_url": "",
+        "mermaid_js_url": "",
+        "jupyter_widgets_base_url": "",
+    }
+
+
+def lecture(notebook: NotebookNode) -> NotebookNode:
+    """Return the notebook, changed in place, without what is not for the screen."""
+    notebook.cells = [
+        cell for cell in notebook.cells if not LEFT_OUT & set(cell.metadata.get("tags", []))
+    ]
+    return notebook

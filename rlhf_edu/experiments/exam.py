@@ -1,0 +1,210 @@
+"""How good is a model, how sure are we, and what did it cost?
+
+Everything with an interval: 95 %, by bootstrap over prompts. Comparisons of two models are paired
+by prompt, and ties count one half.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_edu.data import Prompt, Ranking
+from rlhf_edu.generation import generate
+from rlhf_edu.intervals import Estimate, bootstrap
+from rlhf_edu.losses import masked_sum
+from rlhf_edu.models import response_logprobs
+from rlhf_edu.reward import score_answers
+from rlhf_edu.sampling import Rollout
+from rlhf_edu.tinyweb.facts import World
+from rlhf_edu.tinyweb.judge import Judge, Verdict
+from rlhf_edu.tinyweb.labelers import Population
+from rlhf_edu.tokens import PROMPT_TEMPLATE, encode_prompt
+
+MAX_NEW_TOKENS = 48
+
+
+# --- numbers with intervals --------------------------------------------------------------------
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said to some prompts, and what the judge thinks of it.
+
+    `rollout` holds the tokens; with a few-shot prefix they include it.
+    """
+
+    prompts: list[Prompt]
+    texts: list[str]
+    ended: list[bool]
+    verdicts: list[Verdict]
+    rollout: Rollout
+
+    def mean(self, part: str) -> Estimate:
+        """Mean over prompts of a part of the verdict: `gold`, `helpful`, `words`, …"""
+        return bootstrap([float(getattr(verdict, part)) for verdict in self.verdicts])
+
+    @property
+    def gold(self) -> list[float]:
+        """The gold score of each answer."""
+        return [verdict.gold for verdict in self.verdicts]
+
+
+def answer_all(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    temperature: float = 1.0,
+    seed: int = 0,
+    prefix: str = "",
+) -> Answers:
+    """One answer to each prompt, judged.
+
+    `prefix` stands before each prompt: the examples of few-shot prompting. With examples, an
+    answer also ends at the first line break, as the examples' answers do.
+    """
+    texts = [prefix + prompt.text for prompt in prompts]
+    ids = [encode_prompt(tokenizer, text, max_tokens=440) for text in texts]
+    rollout = generate(
+        model, tokenizer, ids, MAX_NEW_TOKENS, temperature, seed, stop="\n" if prefix else None
+    )
+    answers, ended = rollout.texts(tokenizer), rollout.ended.tolist()
+    verdicts = [judge(*row) for row in zip(prompts, answers, ended, strict=True)]
+    return Answers(list(prompts), answers, ended, verdicts, rollout)
+
+
+def few_shot_prefix(examples: Sequence[tuple[str, str]]) -> str:
+    """Prompts and answers, each in the one prompt template, with a blank line between them."""
+    return "".join(f"{PROMPT_TEMPLATE.format(prompt=p)}{a}\n\n" for p, a in examples)
+
+
+@torch.inference_mode()
+def kl_to_reference(
+    policy: PreTrainedModel, reference: PreTrainedModel, rollout: Rollout, batch: int = 64
+) -> list[float]:
+    """Estimates of KL(policy || reference), one an answer, in nats: k1, summed over tokens.
+
+    The answers must be the policy's own, sampled at temperature 1.
+    """
+    found: list[float] = []
+    for start in range(0, len(rollout), batch):
+        rows = rollout.rows(slice(start, start + batch))
+        ratio = response_logprobs(policy, rows) - response_logprobs(reference, rows)
+        found += masked_sum(ratio, rows.mask).tolist()
+    return found
+
+
+def labelers_prefer(
+    population: Population, ours: Answers, theirs: Answers, group: str = "held_out", seed: int = 0
+) -> Estimate:
+    """Win rate of ours over theirs by the labelers of a group, one random labeler a prompt."""
+    rng = random.Random(f"labelers prefer {seed}")
+    wins = []
+    for i, prompt in enumerate(ours.prompts):
+        labeler = rng.choice(population.group(group))
+        pair, ended = [ours.texts[i], theirs.texts[i]], [ours.ended[i], theirs.ended[i]]
+        first, second = population.rank(labeler, prompt, pair, ended, seed)
+        wins.append(1.0 if first < second else 0.5 if first == second else 0.0)
+    return bootstrap(wins)
+
+
+def reward_accuracy(
+    reward_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rankings: Sequence[Ranking],
+) -> list[float]:
+    """Share of a ranking's pairs that the scores order as the ranks do; one number a ranking.
+
+    Ties of the ranks are no pairs, and rankings of ties alone are left out; equal scores count
+    one half.
+    """
+    asked = [r.prompt.text for r in rankings for _ in r.answers]
+    said = [answer for r in rankings for answer in r.answers]
+    ended = [flag for r in rankings for flag in r.ended]
+    found = iter(score_answers(reward_model, tokenizer, asked, said, ended).tolist())
+    shares = []
+    for ranking in rankings:
+        scored = [(rank, next(found)) for rank in ranking.ranks]
+        pairs = [(a, b) for (i, a), (j, b) in itertools.permutations(scored, 2) if i < j]
+        if pairs:
+            shares.append(float(np.mean([(a > b) + 0.5 * (a == b) for a, b in pairs])))
+    return shares
+
+
+# --- what the base model could do before: skills, measured few-shot -----------------------------
+
+
+def table_prompts(world: World, n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Tables that break off before a cell, and what belongs there."""
+    rng = random.Random(f"tables {world.seed} {seed}")
+    items = []
+    for _ in range(n):
+        kind = rng.choice(["animal", "person", "town", "thing"])
+        columns = rng.sample(world.attributes(world.names(kind)[0]), 2)
+        names = rng.sample(world.names(kind), 4)
+        rows = [" | ".join([name, *(world.value(name, c) for c in columns)]) for name in names]
+        last, right = rows[-1].rsplit(" | ", 1)
+        items.append(("\n".join([" | ".join([kind, *columns]), *rows[:-1], last + " |"]), right))
+    return items
+
+
+def story_prompts(world: World, n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Stories that break off before the coloured thing they began with is found again."""
+    rng = random.Random(f"stories {world.seed} {seed}")
+    items = []
+    for _ in range(n):
+        person, thing = rng.choice(world.names("person")), rng.choice(world.names("thing"))
+        colour, place = rng.choice(world.values("colour")), rng.choice(world.values("habitat"))
+        text = (
+            f"{person} had a {colour} {thing}. One day {person} lost it near {place}. It rained "
+            f"all night. In the morning {person} looked near {place} and found the"
+        )
+        items.append((text, f"{colour} {thing}"))
+    return items
+
+
+def completion_rate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[tuple[str, str]]
+) -> float:
+    """Share of the texts that the model, greedily, continues with the right words."""
+    bos = [tokenizer.bos_token_id]
+    ids = [bos + tokenizer.encode(text, add_special_tokens=False) for text, _ in items]
+    rollout = generate(model, tokenizer, ids, max_new_tokens=10, temperature=0)
+    said = [text.strip() for text in rollout.texts(tokenizer)]
+    return float(np.mean([t.startswith(right) for t, (_, right) in zip(said, items, strict=True)]))
+
+
+def skills(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, n: int = 200
+) -> dict[str, float]:
+    """Two things that reading the web taught the base model, in [0, 1]."""
+    return {
+        "table": completion_rate(model, tokenizer, table_prompts(world, n)),
+        "story": completion_rate(model, tokenizer, story_prompts(world, n)),
+    }
+
+
+# --- one row of the ladder ----------------------------------------------------------------------
+
+
+def row(stage: str, answers: Answers, **more: Any) -> dict[str, Any]:
+    """One row of the ladder's table: gold with interval, its parts, and what else was measured."""
+    gold = answers.mean("gold")
+    parts = ("helpful", "truthful", "harmless", "words")
+    return {
+        "stage": stage,
+        "gold": gold.mean,
+        "gold_low": gold.low,
+        "gold_high": gold.high,
+        **{part: answers.mean(part).mean for part in parts},
+        **more,
+    }
