@@ -1,4 +1,5 @@
-# make lab        install everything into .venv and open JupyterLab on the first notebook
+# make lab        install everything into .venv and open JupyterLab on the first notebook;
+#                 ARGS="--no-browser --port 8890" hands options on to it
 # make test       unit tests, then every notebook
 # make test-unit  unit tests alone
 # make ladder     base -> SFT -> reward model -> PPO -> PPO-ptx -> DPO, and the table that compares
@@ -23,6 +24,12 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 ARGS ?=
 
+# The printed address opens the first chapter too; the settings ask the network for no news.
+LAB := --LabApp.default_url=/lab/tree/$(notdir $(firstword $(NOTEBOOKS))) \
+	--LabApp.app_settings_dir="$(CURDIR)/notebooks/.lab"
+# Jupyter refuses to run as root, which is who one is in a container.
+LAB += $(if $(filter 0,$(shell id -u)),--allow-root)
+
 .PHONY: help install lab test test-unit test-notebooks ladder build notebooks handouts slides lint \
 	constraints
 
@@ -34,13 +41,15 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c "$(NEW_ENOUGH)" || \
 		{ echo "no Python 3.10 or newer found: install one, or say make PYTHON=/path/to/python"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[notebooks,test]"
+	@# Where Debian's python3-venv is missing, a first try leaves a Python without pip behind.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): once, and it takes some minutes."
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[notebooks,test]"
 	@touch $@
 
 lab: $(INSTALLED)
-	$(BIN)/jupyter lab $(firstword $(NOTEBOOKS) notebooks)
+	$(BIN)/jupyter lab notebooks $(LAB) $(ARGS)
 
 test: test-unit test-notebooks
 

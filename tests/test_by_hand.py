@@ -35,6 +35,7 @@ from rlhf_edu.losses import (
     ptx_loss,
 )
 from rlhf_edu.models import scalar_model_from
+from rlhf_edu.ppo import PPOConfig
 from rlhf_edu.pretrain import PretrainConfig, pretrain
 from rlhf_edu.reward import RewardConfig, train_reward
 from rlhf_edu.sft import SFTConfig, train_sft
@@ -255,3 +256,14 @@ def test_dpo_by_hand(config: DPOConfig) -> None:
 def test_every_setting_of_dpo_matters() -> None:
     # same_start: see test_step0.py.
     assert_every_setting_matters(dpo_by_hand, DPO_CONFIGS, ELSEWHERE | {"same_start"})
+
+
+# --- all configurations ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [PRETRAIN, SFT, REWARD, DPO, PPOConfig(max_kl=1.0)])
+def test_a_number_below_zero_is_refused_by_name(config) -> None:
+    numbers = {k: v for k, v in vars(config).items() if type(v) in (int, float)}
+    for name in numbers.keys() - {"seed"}:
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            replace(config, **{name: -1})

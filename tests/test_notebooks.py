@@ -4,10 +4,16 @@ Running them, and comparing what they show, is `pytest --nbval notebooks`.
 """
 
 import ast
+import builtins
 import contextlib
 import importlib.util
 import io
+import json
+import os
 import re
+import symtable
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -172,6 +178,110 @@ def test_solution_passes_its_check(path: Path, cell_id: str) -> None:
     assert "✓" in shown.getvalue(), shown.getvalue() or "the solution runs no check"
 
 
+# --- what a student without the solutions has --------------------------------------------------
+
+
+def names(source: str) -> tuple[set[str], set[str]]:
+    """The globals that a cell binds, and those that it uses, inside its functions too."""
+    top = symtable.symtable(source, "cell", "exec")
+    symbols = top.get_symbols()
+    bound = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+    used, tables = set(), [top]
+    for table in tables:  # grows while we go through it: every function, class and comprehension
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() and (symbol.is_global() or table is top):
+                used.add(symbol.get_name())
+    return bound, used
+
+
+@each
+def test_no_cell_needs_what_only_a_solution_has(path: Path) -> None:
+    seen, in_solutions = set(dir(builtins)), set()
+    for cell in code(tools.read(path)):
+        bound, used = names(cell.source)
+        if "solution" in tags(cell):
+            in_solutions |= bound
+        else:
+            seen |= bound
+            assert not used & (in_solutions - seen), cell.source
+
+
+def test_names_are_found_inside_functions() -> None:
+    source = "import a.b as c\nx = 1\ndef f(p):\n    y = [F(z) for z in p]\n    return x + y"
+    assert names(source) == ({"c", "x", "f"}, {"F", "x"})
+
+
+class Nameless(ast.NodeTransformer):
+    """The shape of an expression: every variable, and every place in a table, is called _."""
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name("_", ast.Load())
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        if isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Constant):
+            return ast.Name("_", ast.Load())
+        return self.generic_visit(node)
+
+
+OPERATIONS = (ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call)
+
+
+def shapes(nodes: Iterable[ast.AST], least: int = 4) -> set[str]:
+    """The shapes of those expressions that take `least` operations or more."""
+    found = set()
+    for node in nodes:
+        size = sum(isinstance(part, OPERATIONS) for part in ast.walk(node))
+        if isinstance(node, OPERATIONS) and size >= least:
+            found.add(ast.unparse(Nameless().visit(ast.parse(ast.unparse(node)))))
+    return found
+
+
+def everything(source: str) -> set[str]:
+    return shapes(ast.walk(ast.parse(source)))
+
+
+def answers_of(solution: str) -> set[str]:
+    """What a solution computes in one go: the values that it returns or gives a name."""
+    steps = (n for n in ast.walk(ast.parse(solution)) if isinstance(n, (ast.Return, ast.Assign)))
+    return shapes(step.value for step in steps if step.value)
+
+
+@each
+def test_no_later_cell_shows_the_answer_of_an_exercise(path: Path) -> None:
+    """Not in the open: a cell that needs the formula is folded, like the solution."""
+    answers: set[str] = set()
+    for cell in code(tools.read(path)):
+        if "solution" in tags(cell) and "experiment" not in tags(cell):
+            answers |= answers_of(cell.source)
+        elif not cell.metadata.get("jupyter", {}).get("source_hidden"):
+            assert not answers & everything(cell.source), cell.source
+
+
+def test_an_answer_is_known_by_its_shape() -> None:
+    answer = answers_of("def f(p, q):\n    return (p * (p / q).log()).sum()")
+    assert answer & everything('kl = (said["a"] * (said["a"] / base).log()).sum()\nprint(kl)')
+    assert not answer & everything("kl = (p * (q / p).exp()).sum()")
+
+
+slow = pytest.mark.skipif("RLHF_EDU_SLOW" not in os.environ, reason="minutes: RLHF_EDU_SLOW=1")
+
+
+@slow
+@each
+def test_handout_runs_to_its_end(path: Path) -> None:
+    tools.run(tools.handout(tools.read(path)), path)
+
+
+def test_settings_of_jupyterlab_exist() -> None:
+    """`make lab` changes some of JupyterLab's settings; one that was renamed would do nothing."""
+    share = Path(sys.prefix) / "share" / "jupyter" / "lab"
+    settings = json.loads((ROOT / "notebooks" / ".lab" / "overrides.json").read_text("utf-8"))
+    for plugin, values in settings.items():
+        (schema,) = share.glob(f"schemas/{plugin.replace(':', '/')}.json")
+        assert set(values) <= set(json.loads(schema.read_text("utf-8"))["properties"])
+
+
 # --- the tools ---------------------------------------------------------------------------------
 
 
@@ -186,6 +296,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         new_code_cell("import sys\nprint('one')\nprint('two')\nsys.stdout.write('three')"),
         new_code_cell("print('the solution')", metadata=solution),
         new_code_cell("import ipywidgets\nipywidgets.IntSlider(3)"),
+        new_code_cell(
+            "from IPython.display import display\ndisplay({'text/html': 'a style'}, raw=True)"
+        ),
     ]
     path = tmp_path / "notebooks" / "42_small.ipynb"
     path.parent.mkdir()
@@ -201,6 +314,7 @@ def test_execute_stores_outputs_and_is_repeatable(small: Path, capsys) -> None:
     cells = code(tools.read(small))
     assert cells[0].outputs[0].text.startswith("one\ntwo\nthree")
     assert list(cells[2].outputs[0].data) == ["text/plain"]  # the widget's id is gone
+    assert cells[3].outputs == []  # and so is what only dresses the page
     assert b"widget-state" not in first
     assert capsys.readouterr().out.startswith("42_small: ")
 

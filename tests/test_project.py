@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -193,6 +194,45 @@ def test_makefile_has_the_documented_targets(target: str) -> None:
     makefile = read("Makefile")
     assert re.search(rf"^{target}:", makefile, re.M)
     assert re.search(rf"^# make {target} ", makefile, re.M)
+
+
+needs_make = pytest.mark.skipif(
+    os.name == "nt" or shutil.which("make") is None, reason="there is no make here"
+)
+
+
+def make(folder: Path, *arguments: str) -> str:
+    """What make prints, in a folder with a Makefile."""
+    run = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@needs_make
+def test_make_lab_opens_the_first_chapter_and_takes_options() -> None:
+    command = make(ROOT, "-n", "lab", "ARGS=--port 8890").splitlines()[-1]
+    assert "jupyter lab notebooks " in command and command.endswith(" --port 8890")
+    assert "default_url=/lab/tree/00_start_here.ipynb" in command
+    assert ("--allow-root" in command) == (os.getuid() == 0)  # Jupyter refuses root without
+
+
+@needs_make
+def test_make_install_repairs_an_environment_without_pip(tmp_path: Path) -> None:
+    """As Debian leaves one behind where python3-venv is missing."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "constraints.txt", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    has_pip = 'case "$*" in "-m pip --version") test -e pip;; "-m venv env") touch pip;; esac'
+    for python in (tmp_path / "env" / "bin" / "python", tmp_path / "system"):
+        python.write_text(f'#!/bin/sh\necho "{python.name} $*" >> log\n{has_pip}\n')
+        python.chmod(0o755)
+    for _ in range(2):
+        make(tmp_path, "install", "VENV=env", "PYTHON=./system")
+        (tmp_path / "env" / ".installed").unlink()
+    calls = (tmp_path / "log").read_text().splitlines()
+    assert calls.count("system -m venv env") == 1
+    assert sum(call.startswith("python -m pip install") for call in calls) == 4
 
 
 def test_version_is_the_same_everywhere() -> None:

@@ -23,9 +23,18 @@ TOKENIZER = tiny_models.tokenizer()
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list:
-    """Everything that is displayed."""
+    """What stands below the cell, from top to bottom; an update takes its old place."""
     seen: list = []
-    monkeypatch.setattr(notebook, "display", lambda thing, **options: seen.append(thing))
+    places: dict = {}
+
+    def display(thing, display_id=None, update=False, raw=False, metadata=None) -> None:
+        if update:
+            seen[places[display_id]] = thing
+        else:
+            places[display_id] = len(seen)
+            seen.append(thing)
+
+    monkeypatch.setattr(notebook, "display", display)
     return seen
 
 
@@ -56,6 +65,16 @@ def test_start_says_where_we_are_and_seeds(capsys) -> None:
 def test_start_explains_what_is_wrong(arguments: dict) -> None:
     with pytest.raises(ValueError, match="tier"):
         start(**arguments)
+
+
+def test_start_hides_the_error_of_a_widget_without_kernel(shown: list, monkeypatch) -> None:
+    start()
+    assert not shown  # outside a notebook
+    monkeypatch.setattr(notebook, "get_ipython", lambda: True)
+    start()
+    (style,) = shown
+    assert list(style) == ["text/html"]  # no words, so that stored outputs stay as they are
+    assert ".jupyter-widgets {font-size: 0}" in style["text/html"]
 
 
 def test_course_finds_models_by_short_and_long_names(models) -> None:
@@ -102,25 +121,37 @@ def test_png_has_the_same_bytes_every_time() -> None:
 def test_progress_goes_through_all_items_and_leaves_one_line(shown: list) -> None:
     assert list(progress(range(3), "counting")) == [0, 1, 2]
     assert list(progress(iter("ab"), "letters", total=2)) == ["a", "b"]
-    assert [repr(panel) for panel in shown] == ["counting: 3 steps", "letters: 2 steps"]
-    assert shown[0]._repr_mimebundle_()["text/plain"] == "counting: 3 steps"
+    assert shown == [{"text/plain": "counting: 3 steps"}, {"text/plain": "letters: 2 steps"}]
+
+
+def test_progress_that_is_left_early_leaves_its_line(shown: list) -> None:
+    for _ in progress(range(3), "counting"):
+        (panel,) = shown
+        assert isinstance(panel, Live)  # while it runs, something that moves
+        assert panel._repr_mimebundle_()["text/plain"] == "counting: 3 steps"
+        break
+    assert shown == [{"text/plain": "counting: 3 steps"}]
 
 
 def test_progress_is_a_callback(shown: list) -> None:
     bar = Progress(2, "SFT")
     bar({"loss": 1.0})
+    assert shown == [bar.panel]
     bar({"loss": 0.5})
+    assert shown == [{"text/plain": "SFT: 2 steps"}]
     assert bar.bar.value == 2 and bar.text.value.startswith("SFT: 2/2")
 
 
 def test_live_curve_ends_with_a_figure_and_words(shown: list) -> None:
     live = LiveCurve(10, "PPO", digits=2, reward="score", kl="KL, nats")
     assert bytes(live._image.value[1:4]) == b"PNG"  # empty axes, no broken image
+    assert repr(shown[0]) == "PPO: 10 steps"
     for i in range(10):
         live({"reward": i / 10, "kl": i, "other": "ignored"})
     live.finish()  # a second time does nothing
-    panel, bundle = shown
-    assert isinstance(panel, Live) and repr(panel) == "PPO: 10 steps"
+    # No widget stays: a saved notebook, opened again, would say "model not found" in its place.
+    line, bundle = shown
+    assert line == {"text/plain": "PPO: 10 steps"}
     wanted = "PPO, 10 steps: score goes from 0.05 to 0.85; KL, nats goes from 0.50 to 8.50."
     assert bundle["text/plain"] == wanted
 

@@ -122,6 +122,8 @@ def _normal_outputs(outputs: list[Any], count: int) -> list[Any]:
             continue
         if "data" in output:
             output.data.pop(WIDGET_VIEW, None)
+            if "text/plain" not in output.data:
+                continue  # it says nothing: a style for the page
         if output.output_type == "execute_result":
             output.execution_count = count
         kept.append(output)

@@ -15,6 +15,7 @@ import io
 import os
 import random
 import time
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ import ipywidgets
 import matplotlib
 import numpy as np
 import torch
+from IPython import get_ipython
 from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,6 +46,13 @@ from rlhf_edu.tinyweb.prompts import make_prompts
 
 DPI = 110
 TIERS = ("tiny", "local")
+# Without its kernel a widget of a saved notebook is an error message, in an element that has this
+# class only then. It is made invisible, and a sentence put in its place.
+GONE = """<style>
+.jp-OutputArea-output.jupyter-widgets {font-size: 0}
+.jp-OutputArea-output.jupyter-widgets::after {
+  content: "Here was something to click: run this cell again."; font-size: 14px; font-style: italic}
+</style>"""
 T = TypeVar("T")
 
 
@@ -146,6 +155,8 @@ def start(tier: str = "tiny", seed: int = 0, models: str | Path | None = None) -
     folder = data_folder() / "models" if models is None else Path(models)
     course = Course(tier, seed, torch.device("cuda" if gpu else "cpu"), folder)
     print(course)
+    if get_ipython():  # HTML alone, which `normalise` drops: the course stores no widgets
+        display({"text/html": GONE}, raw=True)
     return course
 
 
@@ -206,8 +217,17 @@ class Live(ipywidgets.VBox):
     """Something that moves while a cell runs, and leaves one line of text that never changes."""
 
     def __init__(self, children: Sequence[ipywidgets.Widget], words: str) -> None:
-        self._words = words
+        """Show the children at once, below each other."""
+        self._words, self._place = words, uuid.uuid4().hex
         super().__init__(list(children))
+        display(self, display_id=self._place)
+
+    def leave(self) -> None:
+        """Put the line of text in the widget's place, for a saved notebook cannot show a widget."""
+        with contextlib.suppress(Exception):  # a closed front end must not stop a training
+            display({"text/plain": self._words}, raw=True, display_id=self._place, update=True)
+            for widget in (*self.children, self):
+                widget.close()
 
     def __repr__(self) -> str:
         return self._words
@@ -228,9 +248,8 @@ class Progress:
         self.bar = ipywidgets.IntProgress(max=max(1, total), layout={"width": "60%"})
         self.text = ipywidgets.Label()
         steps = "1 step" if total == 1 else f"{total} steps"
-        self.panel = Live([ipywidgets.HBox([self.bar, self.text])], f"{label}: {steps}")
+        self.panel = Live([self.bar, self.text], f"{label}: {steps}")
         self._start = self._drawn = time.perf_counter()
-        display(self.panel)
 
     def __call__(self, record: Any = None) -> None:
         """One more step is done."""
@@ -240,6 +259,8 @@ class Progress:
             self._drawn = now
             self.bar.value = self.done
             self.text.value = f"{self.label}: {self.done}/{self.total}, {now - self._start:.0f} s"
+        if self.done >= self.total:
+            self.panel.leave()
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
@@ -248,9 +269,12 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
         items = list(items)
         total = len(items)
     bar = Progress(total, label)
-    for item in items:
-        yield item
-        bar()
+    try:
+        for item in items:
+            yield item
+            bar()
+    finally:
+        bar.panel.leave()
 
 
 class LiveCurve:
@@ -287,8 +311,7 @@ class LiveCurve:
         empty = png(self.figure())
         self._image = ipywidgets.Image(value=empty, format="png", width=self._size()[0] * DPI)
         self._panel = Live([self._bar, self._image], f"{label}: {total} steps")
-        self._start, self._due = time.perf_counter(), 0.0
-        display(self._panel)
+        self._due = 0.0
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Add a step's record; this is the trainer's `on_step`."""
@@ -307,9 +330,7 @@ class LiveCurve:
         """Replace the live curves by the figure; called by itself after the last step."""
         if not self.finished:
             self.finished = True
-            with contextlib.suppress(Exception):  # a closed front end must not stop a training
-                for widget in (self._panel, self._bar, self._image):
-                    widget.close()
+            self._panel.leave()
             if self.records:
                 show(self.figure(), self.words())
 
