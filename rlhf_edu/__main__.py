@@ -1,15 +1,12 @@
 """The command line: `python -m rlhf_edu ladder | chat | experiment | sft | reward | ppo | …`."""
 
 import argparse
-import importlib
 import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
-EXPERIMENTS = ("best_of_n", "exact", "fresh", "grouping", "rl", "sft", "sizes")
-
+from rlhf_edu.experiments import EXPERIMENTS
 
 TRAINERS = {
     "sft": "fine-tune a model on demonstrations",
@@ -84,7 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
 
             build(options.only)
         elif options.command == "experiment":
-            print(_experiment(options.name).run(options.seeds))
+            from rlhf_edu.experiments.findings import experiment
+
+            print(experiment(options.name).run(options.seeds))
         elif options.command == "bench":
             print(_bench(options))
         elif options.command == "findings":
@@ -104,7 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> str:
-    from rlhf_edu.bench.plan import Plan, bench
+    from rlhf_edu.bench.plan import Plan
+    from rlhf_edu.bench.speed import bench
 
     plan = Plan(**{k: v for k, v in vars(options).items() if k != "command"})
     if plan.stage == "race":
@@ -120,16 +120,6 @@ def _bench(options: argparse.Namespace) -> str:
 
         return real(plan)
     return bench(plan)
-
-
-def _experiment(name: str) -> ModuleType:
-    """The module of an experiment, or the one that a finding comes from."""
-    for one in EXPERIMENTS if name not in EXPERIMENTS else [name]:
-        module = importlib.import_module(f"rlhf_edu.experiments.grid.{one}")
-        if one == name or any(finding.name == name for finding in module.FINDINGS):
-            return module
-    known = ", ".join(EXPERIMENTS)
-    raise ValueError(f"there is no experiment {name}; choose {known}, or a finding such as F20")
 
 
 def _ladder(options: argparse.Namespace) -> None:
