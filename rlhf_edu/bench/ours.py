@@ -49,11 +49,7 @@ def run_sft(job: Job, clock: Clock) -> None:
 
 
 def _note_groups(
-    job: Job,
-    clock: Clock,
-    groups: Sequence[Group],
-    epochs: int,
-    flops: Callable[[int, int], float],
+    job: Job, clock: Clock, groups: Sequence[Group], epochs: int, flops: Callable[[int, int], float]
 ) -> None:
     """Note what each step reads; `flops` of so many tokens read, and of so many in answers."""
     for _, rows in plan_batches([group.longest for group in groups], job.batch, epochs, job.seed):
@@ -108,10 +104,4 @@ def run_ppo(job: Job, clock: Clock) -> None:
     ppo.train_ppo(roles, tokenizer, texts, config, on_step, on_phase=clock.phase)
 
 
-RUNNERS = {
-    "sft": run_sft,
-    "reward": run_reward,
-    "dpo": run_dpo,
-    "ppo": run_ppo,
-    "rloo": run_ppo,
-}
+RUNNERS = {"sft": run_sft, "reward": run_reward, "dpo": run_dpo, "ppo": run_ppo, "rloo": run_ppo}

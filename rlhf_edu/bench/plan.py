@@ -140,11 +140,7 @@ def run_worker(plan: Plan, python: str, module: str, job: Job, **variables: str)
     """
     command = [python, "-m", module, json.dumps(asdict(job))]
     done = subprocess.run(
-        command,
-        env=environment(plan) | variables,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
+        command, env=environment(plan) | variables, capture_output=True, text=True, encoding="utf-8"
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["nothing"]

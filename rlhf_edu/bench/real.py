@@ -41,10 +41,7 @@ from rlhf_edu.tokens import limit_prompts
 
 # Width, layers, heads, heads of keys and values, inner width, vocabulary: the shapes of
 # SmolLM2-135M and of Qwen2.5-0.5B.
-SHAPES = {
-    "135M": (576, 30, 9, 3, 1536, 49_152),
-    "0.5B": (896, 24, 14, 2, 4864, 151_936),
-}
+SHAPES = {"135M": (576, 30, 9, 3, 1536, 49_152), "0.5B": (896, 24, 14, 2, 4864, 151_936)}
 WORKER = "rlhf_edu.bench.real"
 RANK = 16
 # Left alone the C library keeps what is freed, and a process holds twice what its tensors need.

@@ -27,6 +27,8 @@ from rlhf_edu.experiments.exam import ordered_pairs
 from rlhf_edu.groups import make_group
 from rlhf_edu.tokens import PROMPT_TEMPLATE, encode_prompt
 
+KINDS = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "rloo": "RLOO"}
+
 
 def load_everything(stage: str) -> None:
     """Import all that TRL needs, so that it does not count as memory of training."""
@@ -37,8 +39,7 @@ def load_everything(stage: str) -> None:
     if stage == "ppo":
         import trl.experimental.ppo
     else:
-        names = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "rloo": "RLOO"}
-        getattr(trl, f"{names[stage]}Trainer")  # TRL loads lazily
+        getattr(trl, f"{KINDS[stage]}Trainer")  # TRL loads lazily
 
 
 class _OnStep(TrainerCallback):
@@ -92,6 +93,23 @@ def answer_tokens(answers: torch.Tensor, eos: int) -> int:
 # --- supervised: SFT, reward model, DPO ----------------------------------------------------------
 
 
+def _trainer(
+    job: Job, clock: Clock, arguments: dict[str, Any], rows: Sequence[dict[str, Any]], **more: Any
+) -> Any:
+    """TRL's trainer of the job's stage, with these arguments and rows of data."""
+    import trl
+    from datasets import Dataset
+
+    kind = KINDS[job.stage]
+    return getattr(trl, f"{kind}Trainer")(
+        args=getattr(trl, f"{kind}Config")(**arguments),
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokenizer(),
+        callbacks=[_OnStep(clock)],
+        **more,
+    )
+
+
 def _train(trainer: Any, clock: Clock, units: Callable[[Sequence[Any], Any], int]) -> None:
     """Train, and note for each batch its units, and its tokens by its mask."""
     collate = trainer.data_collator
@@ -107,20 +125,13 @@ def _train(trainer: Any, clock: Clock, units: Callable[[Sequence[Any], Any], int
 
 def run_sft(job: Job, clock: Clock) -> None:
     """SFTTrainer on the same tokens, with the loss on the answers alone."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
     records, _ = load_pairs(job)
-    pairs = sft.encode_demonstrations(tokenizer(), records, max_answer_tokens=64)
-    masks = [[0] * len(prompt) + [1] * len(answer) for prompt, answer in pairs]
-    columns = {"input_ids": [p + a for p, a in pairs], "completion_mask": masks}
-    trainer = SFTTrainer(
-        model=make_policy(job),
-        args=SFTConfig(**_arguments(job, job.batch), completion_only_loss=True),
-        train_dataset=Dataset.from_dict(columns),
-        processing_class=tokenizer(),
-        callbacks=[_OnStep(clock)],
-    )
+    rows = [
+        {"input_ids": prompt + answer, "completion_mask": [0] * len(prompt) + [1] * len(answer)}
+        for prompt, answer in sft.encode_demonstrations(tokenizer(), records, max_answer_tokens=64)
+    ]
+    arguments = _arguments(job, job.batch) | {"completion_only_loss": True}
+    trainer = _trainer(job, clock, arguments, rows, model=make_policy(job))
     _train(trainer, clock, lambda examples, batch: int(batch["attention_mask"].sum()))
 
 
@@ -131,9 +142,6 @@ def _pair_arguments(job: Job, pairs: Sequence[Any], rankings: Sequence[Ranking])
 
 def run_reward(job: Job, clock: Clock) -> None:
     """RewardTrainer on the same rankings, as pairs, and on as many of them a step."""
-    from datasets import Dataset
-    from trl import RewardConfig, RewardTrainer
-
     (rankings, _), words = load_rankings(job), tokenizer()
     groups = [make_group(words, ranking) for ranking in rankings]
     rows = [
@@ -141,13 +149,8 @@ def run_reward(job: Job, clock: Clock) -> None:
         for g in groups
         for i, j in g.pairs
     ]
-    trainer = RewardTrainer(
-        model=classifier(make_policy(job)),
-        args=RewardConfig(**_pair_arguments(job, rows, rankings)),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=words,
-        callbacks=[_OnStep(clock)],
-    )
+    arguments = _pair_arguments(job, rows, rankings)
+    trainer = _trainer(job, clock, arguments, rows, model=classifier(make_policy(job)))
     _train(trainer, clock, lambda examples, batch: len(examples))
 
 
@@ -158,9 +161,6 @@ def _prompt_texts(prompts: Sequence[Prompt]) -> list[str]:
 
 def run_dpo(job: Job, clock: Clock) -> None:
     """DPOTrainer on the same rankings, as pairs, and on as many of them a step."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
     rankings, _ = load_rankings(job)
     asked = _prompt_texts([ranking.prompt for ranking in rankings])
     rows = [
@@ -168,14 +168,8 @@ def run_dpo(job: Job, clock: Clock) -> None:
         for text, r in zip(asked, rankings, strict=True)
         for i, j in ordered_pairs(r.ranks)
     ]
-    trainer = DPOTrainer(
-        model=make_policy(job),
-        ref_model=make_policy(job),
-        args=DPOConfig(**_pair_arguments(job, rows, rankings)),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer(),
-        callbacks=[_OnStep(clock)],
-    )
+    models = {"model": make_policy(job), "ref_model": make_policy(job)}
+    trainer = _trainer(job, clock, _pair_arguments(job, rows, rankings), rows, **models)
     _train(trainer, clock, lambda examples, batch: len(examples))
 
 
@@ -259,9 +253,6 @@ def run_rloo(job: Job, clock: Clock) -> None:
 
 
 def _rloo_trainer(job: Job, clock: Clock) -> Any:
-    from datasets import Dataset
-    from trl import RLOOConfig, RLOOTrainer
-
     policy = make_policy(job)
     policy.config._name_or_path = _folder()  # where it finds the reference
     policy.save_pretrained(policy.config._name_or_path)
@@ -274,21 +265,15 @@ def _rloo_trainer(job: Job, clock: Clock) -> Any:
         "temperature": 1.0,
         "beta": 0.05,
     }
-    return RLOOTrainer(
+    return _trainer(
+        job,
+        clock,
+        arguments,
+        [{"prompt": text} for text in _prompt_texts(load_prompts(job))],
         model=policy,
         reward_funcs=classifier(make_policy(job)),
-        args=RLOOConfig(**arguments),
-        train_dataset=Dataset.from_dict({"prompt": _prompt_texts(load_prompts(job))}),
-        processing_class=tokenizer(),
         reward_processing_classes=tokenizer(),
-        callbacks=[_OnStep(clock)],
     )
 
 
-RUNNERS = {
-    "sft": run_sft,
-    "reward": run_reward,
-    "dpo": run_dpo,
-    "ppo": run_ppo,
-    "rloo": run_rloo,
-}
+RUNNERS = {"sft": run_sft, "reward": run_reward, "dpo": run_dpo, "ppo": run_ppo, "rloo": run_rloo}

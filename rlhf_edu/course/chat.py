@@ -11,10 +11,7 @@ FOLDERS = {name: stage.folder for name, stage in STAGES.items() if stage.folder}
 
 
 def chat(
-    stage: str | None = None,
-    prompt: str | None = None,
-    greedy: bool = False,
-    device: str = "cpu",
+    stage: str | None = None, prompt: str | None = None, greedy: bool = False, device: str = "cpu"
 ) -> None:
     """Print the answers of one stage, or of all side by side, to a prompt or to what is typed.
 
@@ -38,10 +35,7 @@ def chat(
 
 
 def _answer(
-    models: dict[str, PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    greedy: bool,
+    models: dict[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, text: str, greedy: bool
 ) -> None:
     for name, model in models.items():
         temperature = 0.0 if greedy else 1.0

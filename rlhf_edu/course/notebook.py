@@ -65,10 +65,7 @@ class Course(Shipped):
 
 
 def start(
-    tier: str = "tiny",
-    seed: int = 0,
-    models: str | Path | None = None,
-    device: str | None = None,
+    tier: str = "tiny", seed: int = 0, models: str | Path | None = None, device: str | None = None
 ) -> Course:
     """Set threads, seeds, the look of figures and the warnings; say where we are.
 

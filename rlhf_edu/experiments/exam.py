@@ -120,9 +120,7 @@ def labelers_prefer(
 
 
 def reward_accuracy(
-    reward_model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rankings: Sequence[Ranking],
+    reward_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking]
 ) -> list[float]:
     """Share of a ranking's pairs that the scores order as the ranks do; one number a ranking.
 

@@ -120,11 +120,7 @@ def above(estimate: Estimate, limit: float = 0.0) -> str:
 
 
 def run_experiment(
-    name: str,
-    measure: Measure,
-    grid: Iterable[Fields],
-    seeds: int,
-    device: str,
+    name: str, measure: Measure, grid: Iterable[Fields], seeds: int, device: str
 ) -> Cells:
     """`run_grid` for `python -m rlhf_edu experiment NAME`; `measure` also takes the device."""
     there = "" if device == "cpu" else f" --device {device}"
@@ -133,11 +129,7 @@ def run_experiment(
 
 
 def run_grid(
-    name: str,
-    command: str,
-    measure: Measure,
-    grid: Iterable[Fields],
-    folder: Path | None = None,
+    name: str, command: str, measure: Measure, grid: Iterable[Fields], folder: Path | None = None
 ) -> dict[str, dict[str, Any]]:
     """Run the cells that have no result yet; return fields and results of all of them, by key.
 

@@ -233,12 +233,7 @@ FINDINGS = [
         "loss least after 1 epoch, reward model's score rising to 16 (InstructGPT 3.5)",
         _loss_and_preference,
     ),
-    grid.Finding(
-        "F7",
-        "without SFT, RL hardly gets going",
-        "a common claim, no number",
-        _rl_alone,
-    ),
+    grid.Finding("F7", "without SFT, RL hardly gets going", "a common claim, no number", _rl_alone),
     grid.Finding(
         "F46",
         "a low rank suffices for fine-tuning",
