@@ -297,7 +297,7 @@ def test_growth_is_measured_drawn_and_compared_with_a_straight_line(
         cost = job.batch * job.tokens**2 / 1000
         return {"cpu_seconds": cost, "seconds": 99.0, "memory_mb": 100.0}
 
-    monkeypatch.setattr(growth, "run_worker", run_worker)
+    monkeypatch.setattr(plan, "run_worker", run_worker)
     lines = growth.growth(Plan(stage="growth", repeats=2), tmp_path).splitlines()
     assert len(asked) == 2 * 16 and len(set(asked)) == 15  # the first place of two axes is one
     assert [line.split() for line in lines if "×" in line] == [
@@ -370,7 +370,7 @@ def test_what_a_real_model_costs_is_a_table(
             return found | {"ledger_mb": 120.0, "phases": {"rollout": 0.25}}
         return found | {"weights_mb": 500.0}
 
-    monkeypatch.setattr(real, "run_worker", run_worker)
+    monkeypatch.setattr(plan, "run_worker", run_worker)
     lines = real.real(Plan(stage="real", repeats=3), tmp_path).splitlines()
     assert lines[0].endswith(", threads: 1") and "135M" in lines[1] and len(lines) == 11
     assert max(map(len, lines)) <= 72  # a slide's width

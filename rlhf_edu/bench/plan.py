@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,12 @@ def run_worker(plan: Plan, python: str, module: str, job: Job, **variables: str)
         said = done.stderr.strip().splitlines() or ["nothing"]
         raise RuntimeError(f"bench: {job.side} {job.stage} with {python} failed: {said[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_ours(plan: Plan, module: str, job: Job, **variables: str) -> list[dict[str, Any]]:
+    """A job of our side, as often as the plan repeats it."""
+    jobs = [replace(job, seed=seed) for seed in range(plan.repeats)]
+    return [run_worker(plan, sys.executable, module, one, **variables) for one in jobs]
 
 
 def how_to_get_trl(plan: Plan) -> str:

@@ -23,6 +23,7 @@ from rlhf_edu.bench.trl import classifier, make_ppo_trainer
 from rlhf_edu.bench.worker import answer
 from rlhf_edu.data import read_prompts
 from rlhf_edu.dpo import train_dpo
+from rlhf_edu.engine.training import OnStep, Record
 from rlhf_edu.experiments.exam import mean_kl
 from rlhf_edu.experiments.grid import Cells, by_seed, each_seed, run_grid
 from rlhf_edu.experiments.ladder import Recipe
@@ -63,6 +64,16 @@ class Racer(Shipped):
         self.looks.append({name: round(number, 4) for name, number in look.items()})
         self.away += time.process_time() - before
 
+    def watch(self, policy: PreTrainedModel, every: int, batch: int) -> OnStep:
+        """A callback for a trainer of a policy: a look every so many steps, each of a batch."""
+
+        def on_step(record: Record) -> None:
+            done = record["step"] + 1
+            if done % every == 0:
+                self.look(policy, done * batch)
+
+        return on_step
+
     def begin(self) -> None:
         """The preparations are over."""
         self.away, self.start = 0.0, time.process_time()
@@ -76,28 +87,18 @@ def run_ppo(racer: Racer) -> None:
     config = replace(Recipe().ppo, steps=racer.job.steps, seed=racer.job.seed)
     roles = SeparateRoles(racer.sft, racer.load("reward-model"))
     prompts = [prompt.text for prompt in racer.train_prompts]
-
-    def on_step(record: dict[str, Any]) -> None:
-        done = record["step"] + 1
-        if done % EVERY == 0:
-            racer.look(roles.policy, done * config.batch_size)
-
+    look = racer.watch(roles.policy, EVERY, config.batch_size)
     racer.begin()
-    train_ppo(roles, racer.tokenizer, prompts, config, on_step)
+    train_ppo(roles, racer.tokenizer, prompts, config, look)
 
 
 def run_dpo(racer: Racer) -> None:
     """Our DPO with the ladder's recipe, on all shipped rankings."""
     policy, config = racer.load("sft"), replace(Recipe().dpo, seed=racer.job.seed)
     every = len(racer.rankings) // config.batch_size * EVERY // racer.job.steps
-
-    def on_step(record: dict[str, Any]) -> None:
-        done = record["step"] + 1
-        if done % every == 0:
-            racer.look(policy, done * config.batch_size)
-
+    look = racer.watch(policy, every, config.batch_size)
     racer.begin()
-    train_dpo(policy, racer.sft, racer.tokenizer, racer.rankings, config, on_step)
+    train_dpo(policy, racer.sft, racer.tokenizer, racer.rankings, config, look)
 
 
 class _Look(TrainerCallback):
@@ -215,17 +216,8 @@ def measure(plan: Plan, kind: str, setting: None, seed: int) -> dict[str, Any]:
     """One run, in a process of its own."""
     side, stage = ("trl", "ppo") if kind == "trl" else ("ours", kind)
     recipe = Recipe().ppo
-    job = Job(
-        side,
-        stage,
-        device=plan.device,
-        warmup=0,
-        steps=STEPS,
-        batch=recipe.batch_size,
-        epochs=recipe.epochs,
-        tokens=recipe.max_new_tokens,
-        seed=seed,
-    )
+    sizes = {"batch": recipe.batch_size, "epochs": recipe.epochs, "tokens": recipe.max_new_tokens}
+    job = Job(side, stage, device=plan.device, warmup=0, steps=STEPS, seed=seed, **sizes)
     return run_worker(plan, plan.python(side, stage), "rlhf_edu.bench.race", job)
 
 

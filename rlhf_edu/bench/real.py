@@ -4,7 +4,6 @@ Sampling in three ways, and PPO with four networks and with LoRA on one backbone
 random, of a real model's shape: what they say changes neither speed nor memory.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -26,7 +25,7 @@ from rlhf_edu.bench.machine import (
     peak_above,
     resident,
 )
-from rlhf_edu.bench.plan import Plan, run_worker
+from rlhf_edu.bench.plan import Plan, run_ours
 from rlhf_edu.bench.speed import range_text, spread
 from rlhf_edu.bench.trl import answer_tokens
 from rlhf_edu.bench.worker import answer
@@ -194,13 +193,12 @@ def measure(plan: Plan, kind: str, setting: str) -> dict[str, Any]:
     """
     sizes = SETTINGS[plan.device] | {"warmup": plan.warmup, "steps": plan.steps}
     job = Job("ours", kind, setting, plan.device, **sizes)
-    jobs = [replace(job, seed=seed) for seed in range(plan.repeats)]
-    runs = [run_worker(plan, sys.executable, WORKER, one) for one in jobs]
+    runs = run_ours(plan, WORKER, job)
     names = ("seconds", "cpu_seconds", "tokens_per_second", "gbytes", "weights_mb", "ledger_mb")
     found = {name: spread([run[name] for run in runs]) for name in names if name in runs[0]}
     found |= {"phases": runs[0]["phases"], "machine": machine(plan.threads, runs[0]["gpu"])}
     if plan.device == "cpu":
-        runs = [run_worker(plan, sys.executable, WORKER, replace(job, steps=1), **EXACT)]
+        runs = run_ours(replace(plan, repeats=1), WORKER, replace(job, steps=1), **EXACT)
     found["memory_mb"] = spread([run["memory_mb"] for run in runs])
     return found | {"device": plan.device, **sizes, "repeats": plan.repeats}
 
