@@ -89,7 +89,8 @@ class Plan:
     def job(self, side: str, stage: str, seed: int = 0) -> Job:
         """What one process does."""
         size = self.size or list(SIZES)[-1 if self.device == "cuda" else 0]
-        batch, answers = BATCH[stage], self.answers if stage in ("reward", "dpo") else 0
+        batch = BATCH[stage]
+        answers = self.answers if stage in ("reward", "dpo") else 0
         if answers:
             batch = max(batch, COMPARISONS // math.comb(answers, 2))
         return Job(
