@@ -13,8 +13,8 @@ from rlhf_edu.bench.job import Job
 from rlhf_edu.bench.plan import WORKER, Plan, run_ours
 from rlhf_edu.bench.speed import range_text, spread
 from rlhf_edu.experiments.grid import Cells, each_seed, run_grid
+from rlhf_edu.experiments.plots import BLUE, GREY, ORANGE, style
 from rlhf_edu.experiments.tables import text_table
-from rlhf_edu.plots import BLUE, GREY, ORANGE, style
 
 START = Job("ours", "ppo", batch=16, tokens=16)
 # What grows eightfold, the stage in which it does, and its sizes.

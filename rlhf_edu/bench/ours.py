@@ -9,8 +9,8 @@ from rlhf_edu import dpo, ppo, reward, sft
 from rlhf_edu.bench.job import LR, Job, load_pairs, load_prompts, load_rankings, make_policy
 from rlhf_edu.bench.job import tokenizer as shipped_tokenizer
 from rlhf_edu.bench.machine import Clock
+from rlhf_edu.engine.groups import Group, make_group
 from rlhf_edu.engine.training import plan_batches
-from rlhf_edu.groups import Group, make_group
 from rlhf_edu.models import scalar_model_from
 from rlhf_edu.roles import SeparateRoles
 from rlhf_edu.tokens import encode_prompt

@@ -22,9 +22,9 @@ from rlhf_edu.bench.job import (
 )  # fmt: skip
 from rlhf_edu.bench.machine import Clock
 from rlhf_edu.data import Prompt, Ranking
+from rlhf_edu.engine.groups import make_group
 from rlhf_edu.engine.training import number_of_batches
 from rlhf_edu.experiments.exam import ordered_pairs
-from rlhf_edu.groups import make_group
 from rlhf_edu.tokens import PROMPT_TEMPLATE, encode_prompt
 
 KINDS = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "rloo": "RLOO"}

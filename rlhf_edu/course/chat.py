@@ -3,9 +3,9 @@
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.experiments.exam import MAX_NEW_TOKENS
+from rlhf_edu.experiments.plots import STAGES
 from rlhf_edu.experiments.shipped import Shipped
 from rlhf_edu.generation import generate
-from rlhf_edu.plots import STAGES
 
 FOLDERS = {name: stage.folder for name, stage in STAGES.items() if stage.folder}
 

@@ -32,8 +32,8 @@ from PIL import Image
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import Prompt
+from rlhf_edu.experiments.plots import style
 from rlhf_edu.experiments.shipped import Shipped
-from rlhf_edu.plots import style
 
 DPI = 110
 TIERS = ("tiny", "local")

@@ -6,10 +6,10 @@ from pathlib import Path
 import ipywidgets
 
 from rlhf_edu.course.widgets import WIDE, Panel
+from rlhf_edu.experiments.plots import STAGES
 from rlhf_edu.experiments.shipped import Shipped
 from rlhf_edu.generation import generate
 from rlhf_edu.models import load_tokenizer
-from rlhf_edu.plots import STAGES
 
 
 class TalkToEveryStage(Panel):

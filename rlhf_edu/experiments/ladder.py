@@ -32,6 +32,7 @@ from rlhf_edu.experiments.exam import (
     skills,
 )
 from rlhf_edu.experiments.grid import versions
+from rlhf_edu.experiments.plots import STAGES
 from rlhf_edu.experiments.shipped import device_of
 from rlhf_edu.generation import generate
 from rlhf_edu.intervals import Estimate, bootstrap, win_rate
@@ -44,7 +45,6 @@ from rlhf_edu.models import (
     round_weights,
     scalar_model_from,
 )
-from rlhf_edu.plots import STAGES
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.pretrain import lm_loss, pack
 from rlhf_edu.reward import RewardConfig, normalise_reward, train_reward

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf_edu.experiments.exam import Answers
+from rlhf_edu.experiments.plots import COLOURS, NAMES
 from rlhf_edu.experiments.tables import text_table
-from rlhf_edu.plots import COLOURS, NAMES
 
 HEAD = ("stage", "gold", "helpful", "truthful", "harmless", "words", "win vs SFT", "KL")
 HEAD += ("web loss", "table", "story", "labels", "parameters", "min")
