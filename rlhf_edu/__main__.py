@@ -2,17 +2,16 @@
 
 import argparse
 import contextlib
-import importlib
 import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-EXPERIMENTS = ("best_of_n", "exact", "fresh", "grouping", "rl", "sft", "sizes")
+from rlhf_edu.experiments import EXPERIMENTS
+
 STAGES = ("base", "sft", "ppo", "ppo_ptx", "dpo")  # of chat
 
 TRAINERS = {
@@ -136,7 +135,9 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
 
         build(options.only)
     elif options.command == "experiment":
-        print(_experiment(options.name).run(options.seeds))
+        from rlhf_edu.experiments.findings import experiment
+
+        print(experiment(options.name).run(options.seeds))
     elif options.command == "bench":
         print(_bench(options))
     elif options.command == "findings":
@@ -153,7 +154,8 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
 
 
 def _bench(options: argparse.Namespace) -> str:
-    from rlhf_edu.bench.plan import Plan, bench
+    from rlhf_edu.bench.plan import Plan
+    from rlhf_edu.bench.speed import bench
 
     plan = Plan(**{k: v for k, v in vars(options).items() if k != "command"})
     if plan.stage == "race":
@@ -169,16 +171,6 @@ def _bench(options: argparse.Namespace) -> str:
 
         return real(plan)
     return bench(plan)
-
-
-def _experiment(name: str) -> ModuleType:
-    """The module of an experiment, or the one that a finding comes from."""
-    for one in EXPERIMENTS if name not in EXPERIMENTS else [name]:
-        module = importlib.import_module(f"rlhf_edu.experiments.grid.{one}")
-        if one == name or any(finding.name == name for finding in module.FINDINGS):
-            return module
-    known = ", ".join(EXPERIMENTS)
-    raise ValueError(f"there is no experiment {name}; choose {known}, or a finding such as F20")
 
 
 def _ladder(options: argparse.Namespace) -> None:

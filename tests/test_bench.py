@@ -3,44 +3,33 @@
 import functools
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from rlhf_edu import __main__, ppo
-from rlhf_edu.bench import (
-    growth as bench_growth,
-)
-from rlhf_edu.bench import (
-    plan as bench,
-)
-from rlhf_edu.bench import (
-    race as bench_race,
-)
-from rlhf_edu.bench import (
-    real as bench_real,
-)
-from rlhf_edu.bench import (
-    worker as bench_worker,
-)
+from rlhf_edu.bench import growth, job, machine, plan, race, real, speed, trl, worker
+from rlhf_edu.bench.job import Job
+from rlhf_edu.bench.ours import matrix_flops
 from rlhf_edu.bench.plan import Plan
-from rlhf_edu.bench.worker import Job
+from rlhf_edu.experiments.shipped import Shipped
 
 TINY = Job("ours", "sft", size="tiny", warmup=1, steps=2, batch=2, epochs=1, tokens=4)
 
 
 @pytest.fixture(autouse=True)
 def tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = functools.partial(bench_worker.machine_rates, seconds=0.0)
-    monkeypatch.setattr(bench_worker, "machine_rates", rates)
-    monkeypatch.setitem(bench_worker.SIZES, "tiny", (16, 1, 2))
+    rates = functools.partial(machine.machine_rates, seconds=0.0)
+    monkeypatch.setattr(worker, "machine_rates", rates)
+    monkeypatch.setattr(real, "machine_rates", rates)
+    monkeypatch.setitem(job.SIZES, "tiny", (16, 1, 2))
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
 def test_a_worker_of_our_side(stage: str) -> None:
-    found = bench_worker.run(replace(TINY, stage=stage))
+    found = worker.run(replace(TINY, stage=stage))
     for key in ("seconds", "cpu_seconds", "per_second", "tokens_per_second", "flops"):
         assert found[key] > 0, key
     units = found["per_second"] * found["seconds"]
@@ -48,7 +37,7 @@ def test_a_worker_of_our_side(stage: str) -> None:
     tokens = found["tokens_per_second"] * found["seconds"]
     if stage == "ppo":
         assert units == pytest.approx(2) and 2 <= tokens <= 8
-        assert {"generation", "evaluation", "learning"} < set(found["phases"])
+        assert set(found["phases"]) == {"rollout", "evaluation", "optimisation", "rest"}
     elif stage == "sft":
         assert units == pytest.approx(tokens)
     else:
@@ -60,12 +49,12 @@ def test_a_worker_of_our_side(stage: str) -> None:
 
 
 def test_two_answers_make_one_comparison() -> None:
-    found = bench_worker.run(replace(TINY, stage="reward", answers=2))
+    found = worker.run(replace(TINY, stage="reward", answers=2))
     assert found["per_second"] * found["seconds"] == pytest.approx(2)
 
 
 def test_same_weights_every_time() -> None:
-    first, second = bench_worker.make_policy(TINY), bench_worker.make_policy(TINY)
+    first, second = job.make_policy(TINY), job.make_policy(TINY)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     config = first.config
@@ -74,13 +63,13 @@ def test_same_weights_every_time() -> None:
 
 
 def test_products_of_a_forward_pass() -> None:
-    model = bench_worker.make_policy(TINY)
+    model = job.make_policy(TINY)
     blocks, head = 12 * 16 * 16, 16 * model.config.vocab_size
-    assert bench_worker.matrix_flops(model, 10, 3) == 2 * (10 * blocks + 3 * head)
+    assert matrix_flops(model, 10, 3) == 2 * (10 * blocks + 3 * head)
 
 
 def test_parts_of_parts_count_once() -> None:
-    clock = bench_worker.Clock(replace(TINY, steps=1))
+    clock = machine.Clock(replace(TINY, steps=1))
     with clock.part("outer"):  # still warming up
         time.sleep(0.001)
     clock.mark()
@@ -91,18 +80,36 @@ def test_parts_of_parts_count_once() -> None:
     clock.mark()
     with clock.part("outer"):  # all steps are over
         time.sleep(0.02)
-    assert clock.parts["inner"] >= 0.02 and clock.parts["outer"] >= 0.01
+    assert clock.phases["inner"] >= 0.02 and clock.phases["outer"] >= 0.01
     wall = clock.marks[1][0] - clock.marks[0][0]
-    assert sum(clock.parts.values()) <= wall
+    assert sum(clock.phases.values()) <= wall
+
+
+def test_phases_follow_each_other_and_the_reference_belongs_to_all_steps() -> None:
+    clock = machine.Clock(replace(TINY, steps=1))
+    clock.phase("reference")
+    time.sleep(0.02)
+    clock.phase("training")
+    for _ in range(2):  # one to warm up, one that is timed
+        time.sleep(0.01)
+        clock.note(1, 1)
+        clock.mark()
+    time.sleep(0.02)  # after the last step
+    clock.phase(None)
+    assert clock.before[0] >= 0.02 and 0.01 <= clock.phases["training"] < 0.02
+    found = clock.result()
+    assert found["seconds"] == pytest.approx(clock.phases["training"] + clock.before[0] / 2)
+    assert sum(found["phases"].values()) == pytest.approx(1)
+    assert found["phases"]["rest"] == pytest.approx(0, abs=0.01)
 
 
 def test_answers_are_counted_up_to_their_end() -> None:
     answers = torch.tensor([[5, 2, 2, 7], [2, 5, 5, 5], [5, 5, 5, 5]])
-    assert bench_worker.answer_tokens(answers, eos=2) == 2 + 1 + 4
+    assert trl.answer_tokens(answers, eos=2) == 2 + 1 + 4
 
 
 def test_rates_of_the_machine() -> None:
-    found = bench_worker.machine_rates(TINY, 16)
+    found = machine.machine_rates(TINY, 16)
     assert found["gflops"] > 0 and found["gbytes"] > 0
 
 
@@ -119,7 +126,7 @@ def a_run(side: str, seconds: float, memory: float = 100.0) -> dict:
         "flops": 5e9,
         "gflops": 50.0,
         "gbytes": 8.0,
-        "phases": {"generation": 0.25, "rest": 0.75},
+        "phases": {"rollout": 0.25, "rest": 0.75},
         "memory_mb": memory,
         "parameters": 2_000_000,
         "weights": 1234.5,
@@ -133,12 +140,12 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Let `run_worker` answer: TRL takes 3 s a step, we take 1, 2 and 1.5 s. Returns calls."""
     calls = []
 
-    def run_worker(plan: Plan, python: str, module: str, job: dict) -> dict:
-        calls.append((job["side"], job["seed"]))
-        ours = (1.0, 2.0, 1.5)[job["seed"]]
-        return a_run("trl", 3.0, 200.0) if job["side"] == "trl" else a_run("rlhf_edu", ours)
+    def run_worker(plan: Plan, python: str, module: str, job: Job) -> dict:
+        calls.append((job.side, job.seed))
+        ours = (1.0, 2.0, 1.5)[job.seed]
+        return a_run("trl", 3.0, 200.0) if job.side == "trl" else a_run("rlhf_edu", ours)
 
-    monkeypatch.setattr(bench, "run_worker", run_worker)
+    monkeypatch.setattr(speed, "run_worker", run_worker)
     return calls
 
 
@@ -146,8 +153,8 @@ def test_sides_take_turns_and_the_file_says_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls = answering(monkeypatch)
-    plan = Plan(against="trl", stage="ppo", trl_ppo_python=Path("/somewhere/python"))
-    text = bench.bench(plan, tmp_path)
+    wanted = Plan(against="trl", stage="ppo", trl_ppo_python=Path("/somewhere/python"))
+    text = speed.bench(wanted, tmp_path)
     assert calls == [(side, seed) for seed in range(3) for side in ("ours", "trl")]
     part = json.loads((tmp_path / "bench_cpu.json").read_text())["stages"]["ppo"]
     assert part["ours"]["seconds"] == [1.5, 1.0, 2.0]
@@ -161,15 +168,15 @@ def test_sides_take_turns_and_the_file_says_all(
     row = text.splitlines()[2].split()
     assert row[:4] == ["ppo", "episodes", "40", "20"]
     assert row[-5:] == ["0.75", "1.5", "0.1", "100", "200"]
-    assert "2.00 [1.50, 3.00]" in text and "ppo, TRL: generation 25%, rest 75%" in text
+    assert "2.00 [1.50, 3.00]" in text and "ppo, TRL: rollout 25%, rest 75%" in text
 
 
 def test_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = answering(monkeypatch)
-    text = bench.bench(Plan(stage="sft", repeats=1), tmp_path)
+    text = speed.bench(Plan(stage="sft", repeats=1), tmp_path)
     assert calls == [("ours", 0)]
     assert text.splitlines()[2].split()[:5] == ["sft", "tokens", "60", "–", "–"]
-    bench.bench(Plan(stage="dpo", repeats=1, answers=2), tmp_path)
+    speed.bench(Plan(stage="dpo", repeats=1, answers=2), tmp_path)
     stored = json.loads((tmp_path / "bench_cpu.json").read_text())
     assert list(stored["stages"]) == ["sft", "dpo, 2 answers"]
 
@@ -188,25 +195,25 @@ def test_fewer_answers_more_rankings() -> None:
 def test_other_weights_are_no_comparison() -> None:
     runs = {"ours": [a_run("rlhf_edu", 1.0)], "trl": [a_run("trl", 1.0) | {"weights": 1300.0}]}
     with pytest.raises(RuntimeError, match="same weights"):
-        bench.stage_report(Plan(), "sft", runs)
+        speed.stage_report(Plan(), "sft", runs)
 
 
 def test_how_to_get_trl() -> None:
-    assert bench.how_to_get_trl(Plan()) == ""
-    text = bench.how_to_get_trl(Plan(against="trl"))
+    assert plan.how_to_get_trl(Plan()) == ""
+    text = plan.how_to_get_trl(Plan(against="trl"))
     assert "sft, reward, dpo, rloo" in text and '"trl==1.16.0"' in text
     assert '"trl==1.12.0"' in text and "--trl-ppo-python .trl-ppo/bin/python" in text
     there = Plan(against="trl", trl_python=Path("p"), trl_ppo_python=Path("q"))
-    assert bench.how_to_get_trl(there) == ""
+    assert plan.how_to_get_trl(there) == ""
     assert there.python("trl", "ppo") == "q" and there.python("trl", "rloo") == "p"
 
 
 def test_same_threads_and_no_gpu_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    found = bench.environment(Plan(threads=2))
+    found = plan.environment(Plan(threads=2))
     assert found["OMP_NUM_THREADS"] == "2" and found["OMP_WAIT_POLICY"] == "PASSIVE"
     assert found["CUDA_VISIBLE_DEVICES"] == ""
-    root = Path(bench.__file__).parent.parent.parent
+    root = Path(plan.__file__).parent.parent.parent
     assert found["PYTHONPATH"].startswith(str(root))
 
 
@@ -221,10 +228,10 @@ def test_what_a_worker_says_last_is_its_result(
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "a log line"\necho \'{"seconds": 2}\'\n')
     python.chmod(0o755)
-    assert bench.run_worker(Plan(), str(python), bench.WORKER, asdict(TINY)) == {"seconds": 2}
+    assert plan.run_worker(Plan(), str(python), plan.WORKER, TINY) == {"seconds": 2}
     python.write_text("#!/bin/sh\necho 'No module named trl' >&2\nexit 1\n")
     with pytest.raises(RuntimeError, match="ours sft with .*: No module named trl"):
-        bench.run_worker(Plan(), str(python), bench.WORKER, asdict(TINY))
+        plan.run_worker(Plan(), str(python), plan.WORKER, TINY)
 
 
 # --- the race ------------------------------------------------------------------------------------
@@ -238,11 +245,11 @@ def a_race(gold: list[float], kl: float, each: float) -> dict:
 def test_the_race_ends_where_trl_ends_at_no_more_kl() -> None:
     cells = {}
     for seed in range(2):
-        cells[f"trl seed {seed}"] = a_race([1.0, 2.0, 2.0, 2.0], 0.5, 10.0)
-        cells[f"ppo seed {seed}"] = a_race([1.5, 2.1, 3.0], 0.5, 5.0 + seed)
-        cells[f"dpo seed {seed}"] = a_race([2.5, 2.5], 0.4 + seed, 1.0)
-    assert bench_race.goal_of(cells["trl seed 0"]["looks"]) == (2.0, 0.5)
-    lines = bench_race.report(cells, 2).splitlines()
+        cells[f"trl seed {seed}"] = {"kind": "trl"} | a_race([1.0, 2.0, 2.0, 2.0], 0.5, 10.0)
+        cells[f"ppo seed {seed}"] = {"kind": "ppo"} | a_race([1.5, 2.1, 3.0], 0.5, 5.0 + seed)
+        cells[f"dpo seed {seed}"] = {"kind": "dpo"} | a_race([2.5, 2.5], 0.4 + seed, 1.0)
+    assert race.goal_of(cells["trl seed 0"]["looks"]) == (2.0, 0.5)
+    lines = race.report(cells).splitlines()
     assert [line.split()[:4] for line in lines[1:5]] == [
         ["0", "TRL", "ends", "40.0"],
         ["0", "TRL", "is", "there"],
@@ -262,19 +269,17 @@ def test_the_race_wants_trl(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_racer_is_examined_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_race, "EXAM", 8)
-    course = bench_race.Course(bench_race.Race("ppo", 0, steps=2, every=1))
-    bench_race.run_ppo(course)
-    first, second = course.looks
+    monkeypatch.setattr(race, "EXAM", 8)
+    monkeypatch.setattr(race, "EVERY", 1)
+    first, second = race.run(Job("ours", "ppo", steps=2))["looks"]
     assert 0 < first["seconds"] < second["seconds"] and second["seen"] == 2 * first["seen"]
     assert {"seconds", "seen", "gold", "kl"} == set(second)
 
 
 def test_trl_scores_with_our_reward_model() -> None:
-    classifier = bench_race._scorer()
-    ours = bench_race.load_scalar_model(bench_race.MODELS / "reward-model-1M")
-    words = bench_race.load_tokenizer(bench_race.MODELS / "sft-1M")
-    ids = words("Name three animals.\nThe fox.", return_tensors="pt").input_ids
+    shipped = Shipped()
+    classifier, ours = race._scorer(shipped), shipped.load("reward-model")
+    ids = shipped.tokenizer("Name three animals.\nThe fox.", return_tensors="pt").input_ids
     hidden = classifier.base_model(ids).last_hidden_state
     assert torch.allclose(classifier.score(hidden), ours(input_ids=ids).logits, atol=1e-5)
 
@@ -287,13 +292,13 @@ def test_growth_is_measured_drawn_and_compared_with_a_straight_line(
 ) -> None:
     asked = []
 
-    def run_worker(plan: Plan, python: str, module: str, job: dict) -> dict:
-        asked.append((job["stage"], job["batch"], job["tokens"], job["answers"], job["size"]))
-        cost = job["batch"] * job["tokens"] ** 2 / 1000
+    def run_worker(plan: Plan, python: str, module: str, job: Job) -> dict:
+        asked.append((job.stage, job.batch, job.tokens, job.answers, job.size))
+        cost = job.batch * job.tokens**2 / 1000
         return {"cpu_seconds": cost, "seconds": 99.0, "memory_mb": 100.0}
 
-    monkeypatch.setattr(bench_growth, "run_worker", run_worker)
-    lines = bench_growth.growth(Plan(stage="growth", repeats=2), tmp_path).splitlines()
+    monkeypatch.setattr(plan, "run_worker", run_worker)
+    lines = growth.growth(Plan(stage="growth", repeats=2), tmp_path).splitlines()
     assert len(asked) == 2 * 16 and len(set(asked)) == 15  # the first place of two axes is one
     assert [line.split() for line in lines if "×" in line] == [
         ["×", "8", "×", "8", "×", "1"],
@@ -302,46 +307,43 @@ def test_growth_is_measured_drawn_and_compared_with_a_straight_line(
         ["×", "8.5", "×", "1", "×", "1"],
     ]
     assert (tmp_path / "growth_cpu.png").stat().st_size > 10_000
-    bench_growth.growth(Plan(stage="growth", repeats=2), tmp_path)
+    growth.growth(Plan(stage="growth", repeats=2), tmp_path)
     assert len(asked) == 32  # it was all there
 
 
 # --- one real model ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "stage, way", [(s, w) for s in bench_real.WAYS for w in bench_real.WAYS[s]]
-)
+@pytest.mark.parametrize("stage, way", [(s, w) for s in real.WAYS for w in real.WAYS[s]])
 def test_a_worker_at_real_size(stage: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bench_real.SHAPES, "tiny", (16, 2, 2, 1, 32, 1536))
-    rates = functools.partial(bench_worker.machine_rates, seconds=0.0)
-    monkeypatch.setattr(bench_real, "machine_rates", rates)
-    sizes = {"batch": 3, "prompt": 6, "answer": 4, "micro_batch": 2, "warmup": 1, "steps": 2}
-    found = bench_real.run(bench_real.Job(stage, way, "cpu", "tiny", **sizes))
+    monkeypatch.setitem(real.SHAPES, "tiny", (16, 2, 2, 1, 32, 1536))
+    sizes = {"batch": 3, "prompt": 6, "tokens": 4, "micro_batch": 2, "warmup": 1, "steps": 2}
+    found = real.run(Job("ours", stage, way, "cpu", "tiny", **sizes))
     tokens = found["tokens_per_second"] * found["seconds"]
     assert 2.9 < tokens < 12.1 and found["gbytes"] > 0
     if stage == "ppo":
-        assert found["ledger_mb"] > 0 and {"generation", "learning"} < set(found["phases"])
+        assert found["ledger_mb"] > 0 and {"rollout", "optimisation"} < set(found["phases"])
     else:
         assert found["weights_mb"] == pytest.approx(4 * (1536 * 16 + 2 * 2368 + 16) / 1e6, rel=0.1)
 
 
-@pytest.mark.parametrize("stage", bench_real.WAYS)
+@pytest.mark.parametrize("stage", real.WAYS)
 def test_the_peak_is_not_that_of_making_the_models(
     stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = []
 
     def note(name: str, module) -> None:
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, **o: done.append(name) or real(*a, **o))
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **o: done.append(name) or function(*a, **o))
 
-    monkeypatch.setitem(bench_real.SHAPES, "tiny", (16, 1, 2, 1, 32, 1536))
+    monkeypatch.setitem(real.SHAPES, "tiny", (16, 1, 2, 1, 32, 1536))
     for name in ("make_model", "forget_peak", "generate"):
-        note(name, bench_real)
+        note(name, real)
     note("generate", ppo)
-    way = bench_real.WAYS[stage][0]
-    bench_real.run(bench_real.Job(stage, way, "cpu", "tiny", 2, 6, 4, 2, 1, 1))
+    way = real.WAYS[stage][0]
+    sizes = {"batch": 2, "prompt": 6, "tokens": 4, "micro_batch": 2, "warmup": 1, "steps": 1}
+    real.run(Job("ours", stage, way, "cpu", "tiny", **sizes))
     assert [name for i, name in enumerate(done) if name not in done[:i]] == [
         "make_model", "forget_peak", "generate",
     ]  # fmt: skip
@@ -350,26 +352,26 @@ def test_the_peak_is_not_that_of_making_the_models(
 
 def test_the_peak_can_be_forgotten() -> None:
     hoard = torch.ones(50_000_000)
-    high = bench_worker.resident()
+    high = machine.resident()
     del hoard
-    bench_worker.forget_peak(TINY)
-    assert bench_worker.resident() < high - 150e6
+    machine.forget_peak(TINY)
+    assert machine.resident() < high - 150e6
 
 
 def test_what_a_real_model_costs_is_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_worker(plan: Plan, python: str, module: str, job: dict, **variables: str) -> dict:
-        assert module == "rlhf_edu.bench.real" and job["device"] == "cpu"
-        memory = 123.0 if variables == bench_real.EXACT else 999.0
+    def run_worker(plan: Plan, python: str, module: str, job: Job, **variables: str) -> dict:
+        assert module == "rlhf_edu.bench.real" and job.device == "cpu"
+        memory = 123.0 if variables == real.EXACT else 999.0
         found = {"seconds": 2.0, "cpu_seconds": 2.0, "memory_mb": memory, "gbytes": 10.0}
-        found |= {"tokens_per_second": 1000.0 + job["seed"], "phases": {}, "gpu": None}
-        if job["stage"] == "ppo":
-            return found | {"ledger_mb": 120.0, "phases": {"generation": 0.25}}
+        found |= {"tokens_per_second": 1000.0 + job.seed, "phases": {}, "gpu": None}
+        if job.stage == "ppo":
+            return found | {"ledger_mb": 120.0, "phases": {"rollout": 0.25}}
         return found | {"weights_mb": 500.0}
 
-    monkeypatch.setattr(bench_real, "run_worker", run_worker)
-    lines = bench_real.real(Plan(stage="real", repeats=3), tmp_path).splitlines()
+    monkeypatch.setattr(plan, "run_worker", run_worker)
+    lines = real.real(Plan(stage="real", repeats=3), tmp_path).splitlines()
     assert lines[0].endswith(", threads: 1") and "135M" in lines[1] and len(lines) == 11
     assert max(map(len, lines)) <= 72  # a slide's width
     assert lines[3].split() == ["sampling,", "static", "1,001", "[1,000,", "1,002]", "160", "123"]

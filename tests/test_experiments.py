@@ -7,31 +7,51 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import __main__
-from rlhf_edu.experiments import best_of_n, exact, findings, fresh, grouping, rl
-from rlhf_edu.experiments.grid import above, run_grid
+from rlhf_edu import __main__, data_folder
+from rlhf_edu.data import read_rankings
+from rlhf_edu.experiments import EXPERIMENTS, best_of_n, exact, findings, fresh, grouping, rl
+from rlhf_edu.experiments.grid import above, by_seed, cell_name, each_seed, run_grid
 from rlhf_edu.intervals import over_seeds
 
 
 def test_a_grid_goes_on_where_it_was_interrupted(tmp_path):
     calls = []
 
-    def cell(key):
-        calls.append(key)
-        if key == "b" and calls.count("b") == 1:
+    def measure(kind, setting, seed):
+        calls.append(setting)
+        if calls == [1, 2]:
             raise KeyboardInterrupt
-        return {"gold": len(key)}
+        return {"gold": 10 * setting + seed}
 
-    cells = {key: (lambda key=key: cell(key)) for key in "abc"}
+    grid = by_seed({"a": (1, 2), "b": (3,)}, seeds=1)
     with pytest.raises(KeyboardInterrupt):
-        run_grid("try", "command", cells, tmp_path)
-    assert list(json.loads((tmp_path / "try.json").read_text())["cells"]) == ["a"]
-    found = run_grid("try", "command", cells, tmp_path)
-    assert calls == ["a", "b", "b", "c"]
-    assert [found[key]["gold"] for key in "abc"] == [1, 1, 1]
+        run_grid("try", "command", measure, grid, tmp_path)
+    assert list(json.loads((tmp_path / "try.json").read_text())["cells"]) == ["a 1 seed 0"]
+    found = run_grid("try", "command", measure, grid, tmp_path)
+    assert calls == [1, 2, 2, 3]
+    assert [cell["gold"] for cell in found.values()] == [10, 20, 30]
     stored = json.loads((tmp_path / "try.json").read_text())
     assert stored["command"] == "command" and "torch" in stored["versions"]
-    assert run_grid("try", "command", cells, tmp_path) == found and len(calls) == 4
+    assert run_grid("try", "command", measure, grid, tmp_path) == found and len(calls) == 4
+
+
+def test_a_cell_says_what_was_set_and_a_row_has_every_seed_of_it():
+    grid = by_seed({"sft": (), "ppo": (0.0, 0.05)}, seeds=2)
+    cells = {cell_name(**fields): fields for fields in grid}
+    assert list(cells)[:3] == ["sft seed 0", "ppo 0.0 seed 0", "ppo 0.05 seed 0"]
+    assert cell_name(seed=1, world=0) == "seed 1, world 0" and cell_name("shipped") == "shipped"
+    assert [cell["seed"] for cell in each_seed(cells, "ppo", 0.05)] == [0, 1]
+    assert each_seed(cells, "ppo 0.05") == each_seed(cells, "ppo", 0.05)
+    assert len(each_seed(cells, "sft")) == 2 and each_seed(cells, "ppo") == []
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_stored_cells_are_called_what_their_fields_say(name):
+    stored = json.loads((data_folder() / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    names = ("kind", "setting", "seed", "world")
+    for key, cell in stored["cells"].items():
+        assert cell_name(**{field: cell[field] for field in names if field in cell}) == key
+    assert set(stored["planned"]) <= set(stored["cells"])
 
 
 def test_table_of_fresh_runs():
@@ -39,7 +59,7 @@ def test_table_of_fresh_runs():
     web = dict.fromkeys(fresh.STAGES, 0.8) | {"ppo": 1.0, "ppo_ptx": 0.82}
     stages = {s: {"gold": gold[s], "web_loss": web[s], "win_rate": 0.6} for s in fresh.STAGES}
     rungs = {f"{a} - {b}": {"mean": gold[a] - gold[b], "low": 0, "high": 9} for a, b in fresh.RUNGS}
-    words = fresh.table({"seed 1, world 0": {"stages": stages, "rungs": rungs}})
+    words = fresh.table({"": {"seed": 1, "world": 0, "stages": stages, "rungs": rungs}})
     assert "1.00 [0.00, 9.00]" in words  # PPO over SFT
     assert "keeps 90% of PPO's gain and removes 90% of its tax" in words
     assert "60% on average" in words
@@ -121,20 +141,28 @@ def test_tastes_change_what_labelers_prefer():
     assert all(person.confidence == 0 for person in best_of_n.population("humble").labelers)
 
 
+def put(cells: dict, kind: str, setting, seed: int, result: dict) -> None:
+    """Store a cell as a grid does."""
+    fields = {"kind": kind, "setting": setting, "seed": seed}
+    cells[cell_name(**fields)] = fields | result
+
+
 def test_best_of_n_is_judged_over_seeds():
     def curve(gold: float, words: float, hedging: float) -> dict:
         return {"curve": [{"gold": gold, "words": words, "hedging": hedging}]}
 
-    ends = {"labels 3000": 3.0, "labels 100": 2.0, "small 3000": 2.5}
-    cells = {f"{k} seed {s}": curve(g + s, 0, 0) for k, g in ends.items() for s in (0, 1)}
-    for kind in ("taste", "ppo"):
+    cells = {}
+    for seed in (0, 1):
+        for kind, labels, gold in (
+            ("labels", 3000, 3.0),
+            ("labels", 100, 2.0),
+            ("small", 3000, 2.5),
+        ):
+            put(cells, kind, labels, seed, curve(gold + seed, 0, 0))
         for taste, words, hedging in (("none", 9, 0.1), ("long", 12, 0.1), ("humble", 9, 0.3)):
-            cell = (
-                curve(0, words, hedging)
-                if kind == "taste"
-                else curve(0, words, hedging)["curve"][0]
-            )
-            cells |= {f"{kind} {taste} seed {s}": cell for s in (0, 1)}
+            found = curve(0, words, hedging)
+            put(cells, "taste", taste, seed, found)
+            put(cells, "ppo", taste, seed, found["curve"][0])
     judged = {f.name: f.judge(cells) for f in best_of_n.FINDINGS}
     assert {verdict for _, verdict in judged.values()} == {"reproduced"}
     assert "1.00 [1.00, 1.00] more with 3000" in judged["F22"][0]
@@ -153,17 +181,17 @@ def rl_cells(gold_at, seeds: int = 3) -> dict:
             {"step": step, "gold": gold + noise, "reward": step / 50 + noise, "kl": 0.1 * step}
             for step, gold in path.items()
         ]
-        cells[f"sft seed {s}"] = {"gold": 2.0, "base_web_loss": 0.8, "web_loss": 0.9}
-        cells[f"long seed {s}"] = {"steps": rows}
+        put(cells, "sft", None, s, {"gold": 2.0, "base_web_loss": 0.8, "web_loss": 0.9})
+        put(cells, "long", None, s, {"steps": rows})
         for beta in rl.BETAS:
             run = {"gold": 2.2, "reward": 0.5 - beta / 5 - noise, "kl": 1.0, "web_loss": 1.0}
-            cells[f"ppo {beta} seed {s}"] = run
+            put(cells, "ppo", beta, s, run)
         for beta in rl.PRICES[1:]:
-            cells[f"pressed {beta} seed {s}"] = {"gold": gold_at[beta] + noise}
+            put(cells, "pressed", beta, s, {"gold": gold_at[beta] + noise})
         for gamma in rl.GAMMAS:
-            cells[f"ptx {gamma} seed {s}"] = {"web_loss": 0.82 + 0.1 * noise, "reward": 0.4}
+            put(cells, "ptx", gamma, s, {"web_loss": 0.82 + 0.1 * noise, "reward": 0.4})
         for beta in rl.DPO_BETAS:
-            cells[f"dpo {beta} seed {s}"] = {"gold": 2.5, "kl": 0.5}
+            put(cells, "dpo", beta, s, {"gold": 2.5, "kl": 0.5})
     return cells
 
 
@@ -192,34 +220,35 @@ def test_over_optimisation_rises_and_then_falls_below_its_start() -> None:
 def test_tax_and_frontier_are_judged_by_seed() -> None:
     cells = rl_cells(dict.fromkeys(rl.PRICES, 1.0))
     for s in range(3):  # a high price leaves half of the tax
-        cells[f"ppo {rl.BETAS[-1]} seed {s}"] = {"web_loss": 0.9 + s / 100, "reward": 0.1}
-        cells[f"ppo {rl.BETAS[-1]} seed {s}"] |= {"gold": 2.1, "kl": 0.6}
+        high = {"web_loss": 0.9 + s / 100, "reward": 0.1, "gold": 2.1, "kl": 0.6}
+        put(cells, "ppo", rl.BETAS[-1], s, high)
     assert verdict("F29", cells) == "reproduced" and verdict("F40", cells) == "reproduced"
     for s in range(3):
-        cells |= {f"dpo {beta} seed {s}": {"gold": 1.0, "kl": 2.0} for beta in rl.DPO_BETAS}
-        cells |= {f"ptx {gamma} seed {s}": {"web_loss": 0.95 + s / 100} for gamma in rl.GAMMAS}
+        for beta in rl.DPO_BETAS:
+            put(cells, "dpo", beta, s, {"gold": 1.0, "kl": 2.0})
+        for gamma in rl.GAMMAS:
+            put(cells, "ptx", gamma, s, {"web_loss": 0.95 + s / 100})
     assert verdict("F29", cells) == "not reproduced" and verdict("F40", cells) == "not reproduced"
 
 
 def test_a_run_of_each_kind_in_miniature(monkeypatch) -> None:
-    class Small(rl.Bench):
-        def __init__(self, seed: int) -> None:
-            super().__init__(seed)
-            self.test, self.blocks = self.test[:8], self.blocks[:4]
+    class Small(rl.FromSFT):
+        def __init__(self, seed: int, device: str) -> None:
+            super().__init__(seed, device)
+            self.test, self.blocks, self.rankings = self.test[:8], self.blocks[:4], rankings
             self.config = replace(self.config, steps=2, batch_size=8, max_new_tokens=12)
             self.pressed = replace(self.pressed, batch_size=8, max_new_tokens=12)
 
-    rankings = rl.read_rankings(rl.data_folder() / "rankings.jsonl")[:8]
-    monkeypatch.setattr(rl, "read_rankings", lambda path: rankings)
-    monkeypatch.setattr(rl, "Bench", Small)
+    rankings = read_rankings(data_folder() / "rankings.jsonl")[:8]
+    monkeypatch.setattr(rl, "FromSFT", Small)
     for name, value in (("LONG", 2), ("EVERY", 1), ("PRESSED", 1)):
         monkeypatch.setattr(rl, name, value)
-    found = [rl.by_beta(0.1, 0), rl.pressed(0.1, 0), rl.by_gamma(1.0, 0), rl.by_dpo(0.1, 0)]
-    for cell in [rl.before(0), *found]:
+    found = [rl.measure(kind, 0.1, 0) for kind in ("ppo", "pressed", "ptx", "dpo")]
+    for cell in [rl.measure("sft", None, 0), *found]:
         assert {"gold", "reward", "kl", "web_loss", "words"} <= cell.keys()
         assert len(cell["answers"]) == rl.SHOWN
     assert all(cell["curve"][0]["step"] == 0 for cell in found)
-    steps = rl.without_penalty(0)["steps"]
+    steps = rl.measure("long", None, 0)["steps"]
     assert [row["step"] for row in steps] == [0, 1, 2] and steps[0]["kl"] == pytest.approx(0)
 
 

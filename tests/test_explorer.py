@@ -3,6 +3,7 @@
 import pytest
 
 from rlhf_edu.course.explorer import METHODS, WhatIf
+from rlhf_edu.experiments.grid import cell_name
 
 
 def run(gold: float, curve: list | None = None) -> dict:
@@ -24,20 +25,28 @@ def best(gold: float) -> dict:
     return {"curve": rows, "answers": {"Who?": {str(n): f"best of {n}" for n in (1, 8, 64)}}}
 
 
-RUNS = {
-    "sft seed 0": run(2.3),
-    **{f"ppo {b} seed {s}": run(2.5 + b + s) for b in (0.05, 2.0) for s in (0, 1)},
-    **{f"ptx {g} seed 0": run(2.2) for g in (0.3, 1.0)},
-    **{f"dpo {b} seed 0": run(2.9, [{"step": 0, "loss": 0.7}]) for b in (0.1, 1.0)},
-    "long seed 0": long(),
-    "ppo 0.5 seed 0": run(9.0),  # one setting lacks the second seed
-}
-BEST = {
-    "shipped": best(2.0),
-    **{f"labels {n} seed {s}": best(n / 1000) for n in (100, 3000) for s in (0, 1)},
-    "small 300 seed 0": best(1.0),
-    **{f"taste {taste} seed 0": best(1.0) for taste in ("none", "long")},
-}
+def cells(*found: tuple) -> dict:
+    """Stored cells, each given as kind, setting, seed and result."""
+    stored = {}
+    for kind, setting, seed, result in found:
+        fields = {"kind": kind, "setting": setting, "seed": seed}
+        stored[cell_name(**fields)] = fields | result
+    return stored
+
+
+RUNS = cells(
+    ("sft", None, 0, run(2.3)),
+    *(("ppo", beta, seed, run(2.5 + beta + seed)) for beta in (0.05, 2.0) for seed in (0, 1)),
+    *(("ptx", gamma, 0, run(2.2)) for gamma in (0.3, 1.0)),
+    *(("dpo", beta, 0, run(2.9, [{"step": 0, "loss": 0.7}])) for beta in (0.1, 1.0)),
+    ("long", None, 0, long()),
+    ("ppo", 0.5, 0, run(9.0)),  # one setting lacks the second seed
+)
+BEST = {"shipped": {"kind": "shipped"} | best(2.0)} | cells(
+    *(("labels", n, seed, best(n / 1000)) for n in (100, 3000) for seed in (0, 1)),
+    ("small", 300, 0, best(1.0)),
+    *(("taste", taste, 0, best(1.0)) for taste in ("none", "long")),
+)
 
 
 @pytest.mark.parametrize("method", METHODS)

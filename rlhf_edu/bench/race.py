@@ -6,12 +6,10 @@ the reward model learned from. Every few steps the judge examines the policy, wh
 seconds stands still. The goal is the gold score that TRL ends with, at no more KL to the SFT model.
 """
 
-import json
 import math
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +17,36 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from rlhf_edu import data_folder
+from rlhf_edu.bench.job import Job
 from rlhf_edu.bench.plan import Plan, run_worker
-from rlhf_edu.bench.worker import Job, classifier, make_ppo_trainer
-from rlhf_edu.data import Prompt, read_prompts, read_rankings
+from rlhf_edu.bench.trl import classifier, make_ppo_trainer
+from rlhf_edu.bench.worker import answer
+from rlhf_edu.data import read_prompts
 from rlhf_edu.dpo import train_dpo
-from rlhf_edu.experiments.exam import answer_all, kl_to_reference
-from rlhf_edu.experiments.grid import Cells, run_grid
+from rlhf_edu.engine.training import OnStep, Record
+from rlhf_edu.experiments.exam import mean_kl
+from rlhf_edu.experiments.grid import Cells, by_seed, each_seed, run_grid
 from rlhf_edu.experiments.ladder import Recipe
+from rlhf_edu.experiments.shipped import Shipped
 from rlhf_edu.intervals import Estimate, over_seeds
-from rlhf_edu.models import load_policy, load_scalar_model, load_tokenizer, scalar_head
+from rlhf_edu.models import scalar_head
 from rlhf_edu.ppo import train_ppo
 from rlhf_edu.roles import SeparateRoles
-from rlhf_edu.tinyweb.facts import World
-from rlhf_edu.tinyweb.judge import Judge
 
 OURS = ("ppo", "dpo")
-SIDES = ("trl", *OURS)
+SIDES = ("trl", *OURS)  # TRL's PPO, and what we have
 GOALS = ("end", "first time there")
-MODELS = data_folder() / "models"
 EXAM = 512
+STEPS, EVERY = 50, 5  # of PPO, and between two examinations; DPO is examined as often in all
 
 
-@dataclass(frozen=True)
-class Race:
-    """What one process does.
-
-    Attributes:
-        side: "trl", TRL's PPO; or "ppo" or "dpo", ours.
-        seed: of prompts, samples and data order.
-        steps: of PPO; each has a batch of the ladder's recipe.
-        every: steps between two examinations; DPO is examined as often in all.
-    """
-
-    side: str
-    seed: int
-    steps: int = 50
-    every: int = 5
-
-
-class Course:
+class Racer(Shipped):
     """Examines a policy as it runs, with the clock stopped."""
 
-    def __init__(self, race: Race) -> None:
-        self.race, self.tokenizer = race, load_tokenizer(MODELS / "sft-1M")
-        self.sft, self.judge = load_policy(MODELS / "sft-1M"), Judge(World(0))
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.device)
+        self.job, self.sft = job, self.load("sft")
+        self.train_prompts = read_prompts(data_folder() / "prompts_train.jsonl")
         self.exam = read_prompts(data_folder() / "prompts_test.jsonl")[:EXAM]
         self.looks: list[dict[str, float]] = []
         self.away, self.start = 0.0, time.process_time()
@@ -70,12 +54,25 @@ class Course:
     def look(self, policy: PreTrainedModel, seen: int) -> None:
         """Note CPU seconds and answers or comparisons so far, gold, and KL in nats per answer."""
         before = time.process_time()
-        answers = answer_all(policy, self.tokenizer, self.judge, self.exam, seed=7)
-        kl = kl_to_reference(policy, self.sft, answers.rollout)
-        look = {"seconds": before - self.start - self.away, "seen": seen}
-        look |= {"gold": answers.mean("gold").mean, "kl": sum(kl) / len(kl)}
+        answers = self.answer(policy, self.exam)
+        look = {
+            "seconds": before - self.start - self.away,
+            "seen": seen,
+            "gold": answers.mean("gold").mean,
+            "kl": mean_kl(policy, self.sft, answers.rollout),
+        }
         self.looks.append({name: round(number, 4) for name, number in look.items()})
         self.away += time.process_time() - before
+
+    def watch(self, policy: PreTrainedModel, every: int, batch: int) -> OnStep:
+        """A callback for a trainer of a policy: a look every so many steps, each of a batch."""
+
+        def on_step(record: Record) -> None:
+            done = record["step"] + 1
+            if done % every == 0:
+                self.look(policy, done * batch)
+
+        return on_step
 
     def begin(self) -> None:
         """The preparations are over."""
@@ -85,73 +82,66 @@ class Course:
 # --- the runners ---------------------------------------------------------------------------------
 
 
-def run_ppo(course: Course) -> None:
+def run_ppo(racer: Racer) -> None:
     """Our PPO with the ladder's recipe."""
-    race, reward_model = course.race, load_scalar_model(MODELS / "reward-model-1M")
-    config = replace(Recipe().ppo, steps=race.steps, seed=race.seed)
-    roles = SeparateRoles(course.sft, reward_model)
-    prompts = [prompt.text for prompt in _prompts()]
-
-    def on_step(record: dict[str, Any]) -> None:
-        if (record["step"] + 1) % race.every == 0:
-            course.look(roles.policy, (record["step"] + 1) * config.batch_size)
-
-    course.begin()
-    train_ppo(roles, course.tokenizer, prompts, config, on_step)
+    config = replace(Recipe().ppo, steps=racer.job.steps, seed=racer.job.seed)
+    roles = SeparateRoles(racer.sft, racer.load("reward-model"))
+    prompts = [prompt.text for prompt in racer.train_prompts]
+    look = racer.watch(roles.policy, EVERY, config.batch_size)
+    racer.begin()
+    train_ppo(roles, racer.tokenizer, prompts, config, look)
 
 
-def run_dpo(course: Course) -> None:
+def run_dpo(racer: Racer) -> None:
     """Our DPO with the ladder's recipe, on all shipped rankings."""
-    rankings = read_rankings(data_folder() / "rankings.jsonl")
-    policy, config = load_policy(MODELS / "sft-1M"), replace(Recipe().dpo, seed=course.race.seed)
-    each = len(rankings) // config.batch_size * course.race.every // course.race.steps
-
-    def on_step(record: dict[str, Any]) -> None:
-        if (record["step"] + 1) % each == 0:
-            course.look(policy, (record["step"] + 1) * config.batch_size)
-
-    course.begin()
-    train_dpo(policy, course.sft, course.tokenizer, rankings, config, on_step)
-
-
-def _prompts() -> list[Prompt]:
-    return read_prompts(data_folder() / "prompts_train.jsonl")
+    policy, config = racer.load("sft"), replace(Recipe().dpo, seed=racer.job.seed)
+    every = len(racer.rankings) // config.batch_size * EVERY // racer.job.steps
+    look = racer.watch(policy, every, config.batch_size)
+    racer.begin()
+    train_dpo(policy, racer.sft, racer.tokenizer, racer.rankings, config, look)
 
 
 class _Look(TrainerCallback):
-    def __init__(self, course: Course, policy: PreTrainedModel, batch: int) -> None:
-        self.course, self.policy, self.batch = course, policy, batch
+    def __init__(self, racer: Racer, policy: PreTrainedModel) -> None:
+        self.racer, self.policy = racer, policy
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self.course.race.every == 0:
+        if state.global_step % EVERY == 0:
             self.policy.eval()
-            self.course.look(self.policy, state.global_step * self.batch)
+            self.racer.look(self.policy, state.global_step * self.racer.job.batch)
 
 
-def run_trl(course: Course) -> None:
+def run_trl(racer: Racer) -> None:
     """TRL's PPO with the same settings, as far as it has them."""
-    race, recipe = course.race, Recipe().ppo
-    sizes = {"batch": recipe.batch_size, "epochs": recipe.epochs, "tokens": recipe.max_new_tokens}
-    job = Job("trl", "ppo", warmup=0, steps=race.steps, seed=race.seed, **sizes)
-    policy, frozen = (load_policy(MODELS / "sft-1M") for _ in range(2))
-    models = {"model": policy, "ref_model": frozen}
-    models |= {name: _scorer() for name in ("reward_model", "value_model")}
-    look, own = _Look(course, policy, job.batch), {"learning_rate": recipe.lr}
-    trainer = make_ppo_trainer(job, _prompts(), models, look, kl_coef=recipe.beta, **own)
-    course.begin()
+    policy, recipe = racer.load("sft"), Recipe().ppo
+    models = {"model": policy, "ref_model": racer.load("sft")}
+    models |= {name: _scorer(racer) for name in ("reward_model", "value_model")}
+    own = {"learning_rate": recipe.lr, "kl_coef": recipe.beta}
+    look = _Look(racer, policy)
+    trainer = make_ppo_trainer(racer.job, racer.train_prompts, models, look, **own)
+    racer.begin()
     trainer.train()
 
 
-def _scorer() -> PreTrainedModel:
+def _scorer(shipped: Shipped) -> PreTrainedModel:
     """The shipped reward model as TRL wants it; it reads the head at the last token too."""
-    ours = load_scalar_model(MODELS / "reward-model-1M")
+    ours = shipped.load("reward-model")
     model = classifier(ours)
-    model.score = nn.Linear(ours.config.hidden_size, 1)
+    model.score = nn.Linear(ours.config.hidden_size, 1, device=ours.device)
     model.score.load_state_dict(scalar_head(ours).state_dict())
     return model
 
 
-RUNNERS: dict[str, Callable[[Course], None]] = {"trl": run_trl, "ppo": run_ppo, "dpo": run_dpo}
+def run(job: Job) -> dict[str, Any]:
+    """Do a job."""
+    racer = Racer(job)
+    if job.side == "trl":
+        run_trl(racer)
+    elif job.stage == "ppo":
+        run_ppo(racer)
+    else:
+        run_dpo(racer)
+    return {"looks": racer.looks, "steps": job.steps, "every": EVERY}
 
 
 # --- what they come to ---------------------------------------------------------------------------
@@ -169,27 +159,27 @@ def reached(looks: list[dict[str, float]], gold: float, kl: float) -> dict[str, 
     return next(found, None)
 
 
-def report(cells: Cells, seeds: int) -> str:
+def report(cells: Cells) -> str:
     """A line for each seed and side, and how many times sooner than TRL each of ours was there.
 
     Against TRL's end, and against the first examination in which TRL itself was there.
     """
     lines = ["seed  side            CPU s      seen    gold      KL"]
     ratios: dict[tuple[str, str], list[float]] = {(a, b): [] for a in OURS for b in GOALS}
-    for seed in range(seeds):
-        runs = {side: cells[f"{side} seed {seed}"]["looks"] for side in SIDES}
-        gold, kl = goal_of(runs["trl"])
-        trl = {"TRL ends": runs["trl"][-1] | {"gold": gold, "kl": kl}}
-        trl["TRL is there"] = reached(runs["trl"], gold, kl) or trl["TRL ends"]
-        lines += [_line(seed, name, look) for name, look in trl.items()]
+    runs = {side: each_seed(cells, side) for side in SIDES}
+    for seed, trl in enumerate(runs["trl"]):
+        gold, kl = goal_of(trl["looks"])
+        end = trl["looks"][-1] | {"gold": gold, "kl": kl}
+        first = reached(trl["looks"], gold, kl) or end
+        lines += [_line(seed, "TRL ends", end), _line(seed, "TRL is there", first)]
         for side in OURS:
-            there = reached(runs[side], gold, kl)
+            there = reached(runs[side][seed]["looks"], gold, kl)
             lines.append(_line(seed, side, there))
-            for goal, name in zip(GOALS, trl, strict=True):
+            for goal, theirs in zip(GOALS, (end, first), strict=True):
                 if there:
-                    ratios[side, goal].append(trl[name]["seconds"] / there["seconds"])
+                    ratios[side, goal].append(theirs["seconds"] / there["seconds"])
     for (side, goal), found in ratios.items():
-        count = f"{len(found)} of {seeds} seeds"
+        count = f"{len(found)} of {len(runs['trl'])} seeds"
         lines.append(f"{side} against TRL's {goal}: there in {count}{_times(found)}")
     return "\n".join(lines)
 
@@ -216,20 +206,20 @@ def race(plan: Plan, folder: Path | None = None) -> str:
     Raises:
         ValueError: TRL's environment is missing.
     """
-    trl = plan.python("trl", "ppo")
-    if trl is None:
+    if plan.python("trl", "ppo") is None:
         raise ValueError("the race is against TRL: add --against trl --trl-ppo-python PATH")
-    cells = {}
-    for seed in range(plan.repeats):
-        for side in SIDES:
-            python = trl if side == "trl" else plan.python("ours", "ppo")
-            job = asdict(Race(side, seed))
-            run = (plan, python, "rlhf_edu.bench.race", job)
-            cells[f"{side} seed {seed}"] = lambda run=run: run_worker(*run)
-    return report(run_grid("race", plan.command(), cells, folder), plan.repeats)
+    cell, cells = partial(measure, plan), by_seed(dict.fromkeys(SIDES, ()), plan.repeats)
+    return report(run_grid("race", plan.command(), cell, cells, folder))
+
+
+def measure(plan: Plan, kind: str, setting: None, seed: int) -> dict[str, Any]:
+    """One run, in a process of its own."""
+    side, stage = ("trl", "ppo") if kind == "trl" else ("ours", kind)
+    recipe = Recipe().ppo
+    sizes = {"batch": recipe.batch_size, "epochs": recipe.epochs, "tokens": recipe.max_new_tokens}
+    job = Job(side, stage, device=plan.device, warmup=0, steps=STEPS, seed=seed, **sizes)
+    return run_worker(plan, plan.python(side, stage), "rlhf_edu.bench.race", job)
 
 
 if __name__ == "__main__":
-    there = Course(Race(**json.loads(sys.argv[1])))
-    RUNNERS[there.race.side](there)
-    print("\n" + json.dumps({"looks": there.looks, **asdict(there.race)}))
+    answer(run)

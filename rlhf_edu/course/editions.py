@@ -143,10 +143,7 @@ def handouts(names: Sequence[str] = ()) -> None:
 
 def handout(notebook: NotebookNode) -> NotebookNode:
     """Return the notebook, changed in place, as a student gets it in class."""
-    notebook.cells = [
-        cell for cell in notebook.cells if not LEFT_OUT & set(cell.metadata.get("tags", []))
-    ]
-    for cell in notebook.cells:
+    for cell in lecture(notebook).cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     return notebook

@@ -1,6 +1,6 @@
 """What if? Sliders over the stored runs: the nearest one answers, with its curve and its answers.
 
-from rlhf_edu.explorer import WhatIf
+from rlhf_edu.course.explorer import WhatIf
 
 WhatIf(runs, best)    # the cells of data/results/rl.json and of best_of_n.json
 """
@@ -8,7 +8,7 @@ WhatIf(runs, best)    # the cells of data/results/rl.json and of best_of_n.json
 import html
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets
 from matplotlib.figure import Figure
@@ -19,15 +19,23 @@ from rlhf_edu.experiments.plots import BLUE, ORANGE
 
 Cells = Mapping[str, Mapping[str, Any]]
 
-# Method -> (first word of its cells' keys, name of its setting).
+
+class Method(NamedTuple):
+    """What can be chosen: a kind of run in the cells of an experiment, and its setting's name."""
+
+    kind: str
+    setting: str
+    experiment: str = "rl"
+
+
 METHODS = {
-    "PPO": ("ppo", "price of KL, beta"),
-    "PPO-ptx": ("ptx", "weight of pretraining text, gamma"),
-    "DPO": ("dpo", "beta of DPO"),
-    "PPO without a price, step by step": ("long", "step"),
-    "best of n, by labelled prompts": ("labels", "labelled prompts"),
-    "best of n, small reward model": ("small", "labelled prompts"),
-    "best of n, by the labelers' taste": ("taste", "taste"),
+    "PPO": Method("ppo", "price of KL, beta"),
+    "PPO-ptx": Method("ptx", "weight of pretraining text, gamma"),
+    "DPO": Method("dpo", "beta of DPO"),
+    "PPO without a price, step by step": Method("long", "step"),
+    "best of n, by labelled prompts": Method("labels", "labelled prompts", "best_of_n"),
+    "best of n, small reward model": Method("small", "labelled prompts", "best_of_n"),
+    "best of n, by the labelers' taste": Method("taste", "taste", "best_of_n"),
 }
 NUMBERS = {
     "gold": "gold",
@@ -76,16 +84,16 @@ class WhatIf(Panel):
 
     def _offer(self, _change: Any = None) -> None:
         """Give the sliders what the method has, and hide what it has not."""
-        _, name = METHODS[self.method.value]
         cells = self.cells[self.method.value]
-        self.setting.description = name
+        self.setting.description = METHODS[self.method.value].setting
         settings = list(dict.fromkeys(setting for setting, _ in cells))
         seeds = sorted({seed for _, seed in cells})
         ns = [row["n"] for row in next(iter(cells.values())).get("rows", []) if "n" in row]
         for slider, options in ((self.setting, settings), (self.seed, seeds), (self.n, ns or [1])):
             slider.options = options
             slider.layout.visibility = "visible" if len(options) > 1 else "hidden"
-        self.refresh() if hasattr(self, "page") else None
+        if hasattr(self, "page"):
+            self.refresh()
 
     @property
     def nearest(self) -> tuple[Any, int]:
@@ -104,7 +112,7 @@ class WhatIf(Panel):
         return next((row for row in rows if row.get("n") == self.n.value), cell)
 
     def _name(self) -> str:
-        _, name = METHODS[self.method.value]
+        name = METHODS[self.method.value].setting
         setting, seed = self.nearest
         n = f", best of {self.n.value}" if self._row().get("n") else ""
         return f"{self.method.value}: {name} {setting}, seed {seed}{n}"
@@ -132,22 +140,17 @@ class WhatIf(Panel):
 
 def _by_method(runs: Cells, best: Cells) -> dict[str, dict[tuple[Any, int], dict[str, Any]]]:
     """Method -> (setting, seed) -> cell with `rows` (the curve) and `answers`."""
-    found: dict[str, dict[tuple[Any, int], dict[str, Any]]] = {}
-    for method, (kind, _) in METHODS.items():
-        source = best if method.startswith("best") else runs
+    experiments, found = {"rl": runs, "best_of_n": best}, {}
+    for name, method in METHODS.items():
+        stored = experiments[method.experiment].values()
         cells: dict[tuple[Any, int], dict[str, Any]] = {}
-        for key, cell in source.items():
-            words = key.split()
-            if words[0] != kind or "seed" not in words:
-                continue
-            seed = int(words[-1])
-            if kind == "long":
-                cells |= {(row["step"], seed): _long(cell, row) for row in cell["steps"]}
+        for cell in (cell for cell in stored if cell["kind"] == method.kind):
+            if method.kind == "long":
+                cells |= {(row["step"], cell["seed"]): _long(cell, row) for row in cell["steps"]}
             else:
-                cells[_number(words[1]), seed] = {**cell, "rows": cell["curve"]}
+                cells[cell["setting"], cell["seed"]] = {**cell, "rows": cell["curve"]}
         if cells:
-            order = sorted(cells, key=lambda key: str(key[0]) if _is_word(key[0]) else key[0])
-            found[method] = {key: cells[key] for key in order}
+            found[name] = dict(sorted(cells.items(), key=lambda item: item[0][0]))
     return found
 
 
@@ -155,18 +158,6 @@ def _long(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """A step of the long run; the answers are known at its end alone."""
     at_end = row["step"] == cell["steps"][-1]["step"]
     return {**row, "rows": cell["steps"], "answers": cell["answers"] if at_end else {}}
-
-
-def _number(word: str) -> Any:
-    try:
-        value = float(word)
-    except ValueError:
-        return word
-    return int(value) if value == int(value) and "." not in word else value
-
-
-def _is_word(setting: Any) -> bool:
-    return isinstance(setting, str)
 
 
 def _picture(cell: Mapping[str, Any], name: str) -> str:

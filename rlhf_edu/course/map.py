@@ -5,8 +5,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from rlhf_edu.experiments.plots import _HEIGHT, _STEP, _WIDTH, GREY
+from rlhf_edu.experiments.plots import GREY
 
+_WIDTH, _HEIGHT, _STEP = 2.6, 1.15, 3.2  # of a box, and from one column to the next
 _ROWS = (
     ("goes in", "#FBEFC9", 4.7),
     ("is trained", "#D6EAF6", 2.75),

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_edu.course.widgets import HIGH, LOW, WIDE, Panel
 from rlhf_edu.generation import generate
 from rlhf_edu.losses import gae, shaped_rewards
-from rlhf_edu.models import response_logprobs, scores, values
+from rlhf_edu.models import response_logprobs, response_values, reward_scores
 from rlhf_edu.tokens import Sequences, encode_answer, encode_prompt, join
 
 QUANTITIES = {
@@ -90,7 +90,9 @@ class Microscope(Panel):
         kl = logprobs - response_logprobs(self.reference, row)
         score = torch.tensor([self._score(row)], device=row.tokens.device)
         rewards = shaped_rewards(score, logprobs, logprobs - kl, row.mask, self.beta)
-        before = torch.zeros_like(logprobs) if self.critic is None else self._values(row)
+        before = torch.zeros_like(logprobs)
+        if self.critic is not None:
+            before = response_values(self.critic, row)
         advantages, _ = gae(rewards, before, row.mask)
         found = (logprobs, kl, rewards, before, advantages)
         numbers = {name: x[0].tolist() for name, x in zip(QUANTITIES, found, strict=True)}
@@ -100,12 +102,8 @@ class Microscope(Panel):
         if self.reward is None:
             return 0.0
         if isinstance(self.reward, PreTrainedModel):
-            return scores(self.reward, row.tokens, row.attention_mask).item()
+            return reward_scores(self.reward, row).item()
         return float(self.reward(self.prompt.value, self.answer.value))
-
-    def _values(self, row: Sequences) -> torch.Tensor:
-        after = values(self.critic, row.tokens, row.attention_mask)
-        return after[:, row.prompt_length - 1 : -1]
 
     def view(self) -> str:
         """The tokens in colour, each with its number below."""

@@ -18,8 +18,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,16 +31,11 @@ from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import Prompt
-from rlhf_edu.engine.loading import load_config
 from rlhf_edu.experiments.plots import style
-from rlhf_edu.models import load_policy, load_scalar_model, load_tokenizer
-from rlhf_edu.tinyweb.facts import World
-from rlhf_edu.tinyweb.judge import Judge
-from rlhf_edu.tinyweb.prompts import make_prompts
+from rlhf_edu.experiments.shipped import Shipped
 
 DPI = 110
 TIERS = ("tiny", "local")
@@ -59,74 +52,30 @@ T = TypeVar("T")
 # --- the first cell ----------------------------------------------------------------------------
 
 
-@dataclass
-class Course:
+class Course(Shipped):
     """Where the models are, and the world they live in.
 
     Attributes:
         tier: "tiny" for the shipped models, "local" for a folder of your own.
         seed: of everything random in the notebook.
-        device: where models are loaded to.
-        models: the folder that holds one folder per model.
+        device, models: where models are loaded to, and the folder that holds one folder per model.
     """
 
-    tier: str
-    seed: int
-    device: torch.device
-    models: Path
+    def __init__(self, tier: str, seed: int, device: str | torch.device, models: Path) -> None:
+        super().__init__(device, models)
+        self.tier, self.seed = tier, seed
 
     def __repr__(self) -> str:
         return f"tier {self.tier}, seed {self.seed}, {self.device.type}, offline"
 
-    @cached_property
-    def world(self) -> World:
-        """The tiny web's facts."""
-        return World(0)
-
-    @cached_property
-    def judge(self) -> Judge:
-        """The gold score: judge(prompt, answer, ended) -> Verdict."""
-        return Judge(self.world)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The one tokenizer of all shipped models."""
-        return load_tokenizer(self.folder("base"))
-
-    def folder(self, name: str) -> Path:
-        """The folder of a model: "base" means the standard size, "base-0.05M" that one.
-
-        Raises:
-            FileNotFoundError: there is no such model; the message lists what there is.
-        """
-        for candidate in (self.models / name, self.models / f"{name}-1M"):
-            if (candidate / "config.json").is_file():
-                return candidate
-        there = ", ".join(sorted(f.parent.name for f in self.models.glob("*/config.json")))
-        raise FileNotFoundError(
-            f"no model called {name!r}; there are: {there or 'none'}. "
-            "`python -m rlhf_edu build` makes those that are missing"
-        )
-
-    def has(self, *names: str) -> bool:
-        """Whether all of these models have been built."""
-        try:
-            return all(self.folder(name) for name in names)
-        except FileNotFoundError:
-            return False
-
-    def load(self, name: str) -> PreTrainedModel:
-        """Load a language model, or a reward model or critic, by its name; fp32, eval mode."""
-        folder = self.folder(name)
-        scalar = load_config(folder).num_labels == 1
-        return (load_scalar_model if scalar else load_policy)(folder).to(self.device)
-
     def prompts(self, n: int, split: str = "train", seed: int | None = None) -> list[Prompt]:
-        """`n` different prompts of simulated customers, of the split train, valid or test."""
-        return make_prompts(self.world, split, n, self.seed if seed is None else seed)
+        """`n` different prompts of simulated customers; None: of the notebook's seed."""
+        return super().prompts(n, split, self.seed if seed is None else seed)
 
 
-def start(tier: str = "tiny", seed: int = 0, models: str | Path | None = None) -> Course:
+def start(
+    tier: str = "tiny", seed: int = 0, models: str | Path | None = None, device: str | None = None
+) -> Course:
     """Set threads, seeds, the look of figures and the warnings; say where we are.
 
     Args:
@@ -134,6 +83,7 @@ def start(tier: str = "tiny", seed: int = 0, models: str | Path | None = None) -
             there is one.
         seed: of torch, numpy and random.
         models: for "local", the folder that holds one folder per model (base, sft, …).
+        device: auto, cpu or cuda; None: what the tier says.
 
     Raises:
         ValueError: unknown tier, or "local" without a folder.
@@ -151,9 +101,8 @@ def start(tier: str = "tiny", seed: int = 0, models: str | Path | None = None) -
     for category in (DeprecationWarning, FutureWarning, UserWarning):
         warnings.simplefilter("ignore", category)
     style()
-    gpu = tier != "tiny" and torch.cuda.is_available()
     folder = data_folder() / "models" if models is None else Path(models)
-    course = Course(tier, seed, torch.device("cuda" if gpu else "cpu"), folder)
+    course = Course(tier, seed, device or ("cpu" if tier == "tiny" else "auto"), folder)
     print(course)
     if get_ipython():  # HTML alone, which `normalise` drops: the course stores no widgets
         display({"text/html": GONE}, raw=True)

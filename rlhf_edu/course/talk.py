@@ -6,16 +6,10 @@ from pathlib import Path
 import ipywidgets
 
 from rlhf_edu.course.widgets import WIDE, Panel
+from rlhf_edu.experiments.plots import STAGES
+from rlhf_edu.experiments.shipped import Shipped
 from rlhf_edu.generation import generate
-from rlhf_edu.models import load_policy, load_tokenizer
-
-STAGES = {
-    "base": "base",
-    "SFT": "sft",
-    "PPO": "ppo",
-    "PPO-ptx": "ppo-ptx",
-    "DPO": "dpo",
-}
+from rlhf_edu.models import load_tokenizer
 
 
 class TalkToEveryStage(Panel):
@@ -28,18 +22,23 @@ class TalkToEveryStage(Panel):
         size: str = "1M",
         max_new_tokens: int = 48,
         seed: int = 0,
+        device: str = "cpu",
     ) -> None:
-        """Load the stages in a folder such as `data/models`.
+        """Load the stages in a folder such as `data/models` to a device.
 
         Raises:
             FileNotFoundError: the folder has no stage of this size.
         """
         super().__init__()
-        folders = {name: Path(models) / f"{stage}-{size}" for name, stage in STAGES.items()}
-        there = {name: f for name, f in folders.items() if (f / "config.json").is_file()}
-        if not there:
+        shipped = Shipped(device, Path(models))
+        self.loaded = {}
+        for stage in STAGES.values():
+            name = f"{stage.folder}-{size}"
+            if shipped.has(name):
+                tokenizer = load_tokenizer(shipped.folder(name))
+                self.loaded[stage.title] = (shipped.load(name), tokenizer)
+        if not self.loaded:
             raise FileNotFoundError(f"no stage of size {size} to talk to in {Path(models).name}/")
-        self.loaded = {name: (load_policy(f), load_tokenizer(f)) for name, f in there.items()}
         self.max_new_tokens = max_new_tokens
         self.prompt = ipywidgets.Text(prompt, description="prompt", layout=WIDE)
         self.temperature = ipywidgets.FloatSlider(

@@ -14,3 +14,6 @@ __all__, __getattr__ = lazy(
         "bases": "BASES",
     },
 )
+
+# The modules that hold a grid and its findings: `python -m rlhf_edu experiment NAME`.
+EXPERIMENTS = ("best_of_n", "exact", "fresh", "grouping", "rl", "sft", "sizes")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.engine.checks import OnStep
@@ -36,6 +37,7 @@ def make_base(
     pages: int | None = None,
     on_step: OnStep | None = None,
     checkpoints: str | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Pretrain a base model on the web of a world, and round it to 16 bits as it is shipped.
 
@@ -46,14 +48,16 @@ def make_base(
         pages: how many to read; None: as many as `BASES` says.
         on_step: called with the record of each step.
         checkpoints: a folder; a run that was cut off goes on from there.
+        device: where to train.
     """
     reading = BASES[size]
     texts = web(world, max(pages or reading.pages, TOKENIZER_PAGES), seed)
     tokenizer = train_tokenizer(texts[:TOKENIZER_PAGES])
-    model = new_llama(size, len(tokenizer), seed)
+    model = new_llama(size, len(tokenizer), seed).to(device)
+    blocks = pack(tokenizer, texts[: pages or reading.pages]).to(device)
     every = SAVE_EVERY if checkpoints else 0
     config = PretrainConfig(
         lr=reading.lr, seed=seed, bf16=True, checkpoint_every=every, checkpoint_folder=checkpoints
     )
-    model, _ = pretrain(model, pack(tokenizer, texts[: pages or reading.pages]), config, on_step)
+    model, _ = pretrain(model, blocks, config, on_step)
     return round_weights(model), tokenizer

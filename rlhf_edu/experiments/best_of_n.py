@@ -13,9 +13,8 @@ the head and the order.
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from statistics import mean
 from typing import Any
 
 import torch
@@ -23,26 +22,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_edu import data_folder
-from rlhf_edu.data import Prompt, Ranking, read_demonstrations, read_rankings
-from rlhf_edu.experiments.exam import answer_all, kl_to_reference
-from rlhf_edu.experiments.grid import Cells, Finding, above, each_seed, less, run_grid
+from rlhf_edu.data import Prompt, Ranking, read_rankings
+from rlhf_edu.experiments import grid
+from rlhf_edu.experiments.exam import Answers, answer_all, mean_kl
 from rlhf_edu.experiments.ladder import Recipe
-from rlhf_edu.generation import generate
-from rlhf_edu.intervals import Estimate, bootstrap, over_seeds
+from rlhf_edu.experiments.shipped import Shipped
+from rlhf_edu.experiments.tables import text_table
+from rlhf_edu.intervals import Estimate, bootstrap
 from rlhf_edu.losses import best_of_n_kl
-from rlhf_edu.models import (
-    load_policy,
-    load_scalar_model,
-    load_tokenizer,
-    reward_scores,
-    scalar_model_from,
-)
+from rlhf_edu.models import reward_scores, scalar_model_from
 from rlhf_edu.ppo import PPOConfig, train_ppo
 from rlhf_edu.reward import normalise_reward, score_answers, train_reward
 from rlhf_edu.roles import SeparateRoles
 from rlhf_edu.sft import train_sft
 from rlhf_edu.tinyweb.facts import World
-from rlhf_edu.tinyweb.judge import Judge, Verdict
 from rlhf_edu.tinyweb.labelers import Labeler, Population
 from rlhf_edu.tinyweb.prompts import make_prompts
 
@@ -53,6 +46,8 @@ SMALL, SMALL_LABELS = "0.05M", (300, 3000)
 TASTES, TASTE_LABELS = ("none", "long", "humble"), 1000
 LONG, HUMBLE = 0.5, 1.5  # points per doubling of the words, and for an answer full of doubt
 STEPS, BATCH = 30, 32  # of the short PPO
+# Every kind of run that is repeated, and its settings.
+KINDS = {"small": SMALL_LABELS, "labels": LABELS, "taste": TASTES, "ppo": TASTES}
 
 
 # --- best of n from N samples ------------------------------------------------------------------
@@ -83,53 +78,41 @@ def best_of_n_weights(scores: Tensor, n: int) -> Tensor:
 # --- the samples -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Samples:
-    """N answers to each of some prompts, with the judge's verdicts; in order, prompt by prompt."""
-
-    prompts: list[Prompt]
-    texts: list[str]
-    ended: list[bool]
-    verdicts: list[Verdict]
-
-    def scores(self, model: PreTrainedModel) -> Tensor:
-        """(prompts, N) of a reward model; an answer that came twice is scored once."""
-        per = len(self.texts) // len(self.prompts)
-        asked = [prompt.text for prompt in self.prompts for _ in range(per)]
-        keys = list(zip(asked, self.texts, self.ended, strict=True))
-        different = list(dict.fromkeys(keys))
-        found = score_answers(model, tokenizer(), *zip(*different, strict=True)).tolist()
-        by_key = dict(zip(different, found, strict=True))
-        return torch.tensor([by_key[key] for key in keys]).view(len(self.prompts), per)
-
-    def table(self, part: str) -> Tensor:
-        """(prompts, N) of a part of the verdict, such as `gold`, `words` or `hedging`."""
-        values = [float(getattr(verdict, part)) for verdict in self.verdicts]
-        return torch.tensor(values, dtype=torch.float64).view(len(self.prompts), -1)
+@cache
+def shipped_models(device: str) -> Shipped:
+    """The shipped models on a device; all cells of a process share them."""
+    return Shipped(device)
 
 
 @cache
-def tokenizer() -> Any:
-    """The one of all shipped models."""
-    return load_tokenizer(data_folder() / "models" / "sft-1M")
-
-
-@cache
-def sample(prompts: int) -> Samples:
-    """Answers of the shipped SFT model to the first test prompts, judged."""
-    world, policy = World(0), load_policy(data_folder() / "models" / "sft-1M")
-    asked = make_prompts(world, "test", ALL_PROMPTS)[:prompts]
+def sample(prompts: int, device: str) -> Answers:
+    """64 answers of the shipped SFT model to each of the first test prompts, in their order."""
+    shipped = shipped_models(device)
+    asked = shipped.prompts(ALL_PROMPTS, "test")[:prompts]
     each = [prompt for prompt in asked for _ in range(NS[-1])]
-    rollout = generate(policy, tokenizer(), [prompt.text for prompt in each], seed=11)
-    texts, ended, judge = rollout.texts(tokenizer()), rollout.ended.tolist(), Judge(world)
-    verdicts = [judge(*row) for row in zip(each, texts, ended, strict=True)]
-    return Samples(asked, texts, ended, verdicts)
+    return answer_all(shipped.load("sft"), shipped.tokenizer, shipped.judge, each, seed=11)
 
 
-def measure(samples: Samples, scores: Tensor) -> dict[str, Any]:
+def score_all(samples: Answers, model: PreTrainedModel, shipped: Shipped) -> Tensor:
+    """(prompts, 64) of a reward model; an answer that came twice is scored once."""
+    asked = [prompt.text for prompt in samples.prompts]
+    keys = list(zip(asked, samples.texts, samples.ended, strict=True))
+    different = list(dict.fromkeys(keys))
+    prompts, answers, ended = zip(*different, strict=True)
+    found = score_answers(model, shipped.tokenizer, prompts, answers, ended).tolist()
+    by_key = dict(zip(different, found, strict=True))
+    return torch.tensor([by_key[key] for key in keys]).view(-1, NS[-1])
+
+
+def judged(samples: Answers, part: str) -> Tensor:
+    """(prompts, 64) of a part of the verdict, such as `gold`, `words` or `hedging`."""
+    values = [float(getattr(verdict, part)) for verdict in samples.verdicts]
+    return torch.tensor(values, dtype=torch.float64).view(-1, NS[-1])
+
+
+def curve_of(samples: Answers, scores: Tensor) -> dict[str, Any]:
     """For each n: proxy, gold with its interval over prompts, words, hedging, KL; and answers."""
-    per = len(samples.texts) // len(samples.prompts)
-    parts = {name: samples.table(name) for name in ("gold", "words", "hedging")}
+    parts = {name: judged(samples, name) for name in ("gold", "words", "hedging")}
     parts["proxy"] = scores.double()
     curve = []
     for n in NS:
@@ -138,14 +121,18 @@ def measure(samples: Samples, scores: Tensor) -> dict[str, Any]:
         gold = bootstrap(row["gold"].tolist())
         means = {name: value.mean().item() for name, value in row.items()}
         bounds = {"gold_low": gold.low, "gold_high": gold.high, "kl_bound": best_of_n_kl(n)}
-        curve.append({"n": n, **means, **bounds})
-    answers = {
-        prompt.text: {
-            str(n): samples.texts[i * per + int(scores[i, :n].argmax())] for n in NS
-        }
-        for i, prompt in enumerate(samples.prompts[:SHOWN])
-    }  # fmt: skip
-    return {"curve": [_rounded(row) for row in curve], "answers": answers}
+        curve.append(_rounded({"n": n, **means, **bounds}))
+    return {"curve": curve, "answers": _best_answers(samples, scores)}
+
+
+def _best_answers(samples: Answers, scores: Tensor) -> dict[str, dict[str, str]]:
+    """For the first prompts, the best of the first n answers for each n."""
+    found = {}
+    for i, row in enumerate(scores[:SHOWN]):
+        first = i * len(row)
+        best = {str(n): samples.texts[first + int(row[:n].argmax())] for n in NS}
+        found[samples.prompts[first].text] = best
+    return found
 
 
 def _rounded(row: dict[str, float]) -> dict[str, float]:
@@ -184,101 +171,105 @@ def few(labels: int, seed: int) -> list[Ranking]:
     return random.Random(f"best of n {seed}").sample(every, min(labels, len(every)))
 
 
-def reward_model(body: PreTrainedModel, rankings: Sequence[Ranking], seed: int) -> PreTrainedModel:
+def reward_model(
+    shipped: Shipped, body: PreTrainedModel, rankings: Sequence[Ranking], seed: int
+) -> PreTrainedModel:
     """A reward model by the ladder's recipe; demonstrations score 0."""
     model, config = scalar_model_from(body, seed), replace(Recipe().reward, seed=seed)
-    train_reward(model, tokenizer(), rankings, config)
-    normalise_reward(
-        model, tokenizer(), read_demonstrations(data_folder() / "demonstrations.jsonl")
-    )
+    train_reward(model, shipped.tokenizer, rankings, config)
+    normalise_reward(model, shipped.tokenizer, shipped.demonstrations)
     return model
 
 
-def small_body(seed: int) -> PreTrainedModel:
+def small_body(shipped: Shipped, seed: int) -> PreTrainedModel:
     """The smallest base model after SFT."""
-    model = load_policy(data_folder() / "models" / f"base-{SMALL}")
-    demonstrations = read_demonstrations(data_folder() / "demonstrations.jsonl")
-    return train_sft(model, tokenizer(), demonstrations, replace(Recipe().sft, seed=seed))[0]
+    model, config = shipped.load(f"base-{SMALL}"), replace(Recipe().sft, seed=seed)
+    return train_sft(model, shipped.tokenizer, shipped.demonstrations, config)[0]
 
 
 # --- the cells ---------------------------------------------------------------------------------
 
 
-def shipped() -> dict[str, Any]:
+def _curve(model: PreTrainedModel, prompts: int, device: str) -> dict[str, Any]:
+    samples = sample(prompts, device)
+    return curve_of(samples, score_all(samples, model, shipped_models(device)))
+
+
+def of_the_shipped(device: str) -> dict[str, Any]:
     """The shipped reward model, on more prompts."""
-    samples = sample(ALL_PROMPTS)
-    return measure(samples, samples.scores(load_scalar_model(_models() / "reward-model-1M")))
+    return _curve(shipped_models(device).load("reward-model"), ALL_PROMPTS, device)
 
 
-def by_labels(labels: int, seed: int, small: bool = False) -> dict[str, Any]:
+def by_labels(labels: int, seed: int, device: str) -> dict[str, Any]:
     """A reward model from so many rankings."""
-    body = small_body(seed) if small else load_policy(_models() / "sft-1M")
-    samples = sample(PROMPTS)
-    return measure(samples, samples.scores(reward_model(body, few(labels, seed), seed)))
+    shipped = shipped_models(device)
+    model = reward_model(shipped, shipped.load("sft"), few(labels, seed), seed)
+    return _curve(model, PROMPTS, device)
+
+
+def by_labels_small(labels: int, seed: int, device: str) -> dict[str, Any]:
+    """A small reward model from so many rankings."""
+    shipped = shipped_models(device)
+    model = reward_model(shipped, small_body(shipped, seed), few(labels, seed), seed)
+    return _curve(model, PROMPTS, device)
 
 
 @cache
-def model_by_taste(taste: str, seed: int) -> PreTrainedModel:
+def model_by_taste(taste: str, seed: int, device: str) -> PreTrainedModel:
     """A reward model from labelers of this taste."""
-    rankings = rank_again(population(taste), few(TASTE_LABELS, seed))
-    return reward_model(load_policy(_models() / "sft-1M"), rankings, seed)
+    shipped, rankings = shipped_models(device), few(TASTE_LABELS, seed)
+    again = rank_again(population(taste), rankings)
+    return reward_model(shipped, shipped.load("sft"), again, seed)
 
 
-def by_taste(taste: str, seed: int) -> dict[str, Any]:
+def by_taste(taste: str, seed: int, device: str) -> dict[str, Any]:
     """A reward model from labelers of this taste."""
-    samples = sample(PROMPTS)
-    return measure(samples, samples.scores(model_by_taste(taste, seed)))
+    return _curve(model_by_taste(taste, seed, device), PROMPTS, device)
 
 
-def short_ppo(taste: str, seed: int) -> dict[str, Any]:
+def short_ppo(taste: str, seed: int, device: str) -> dict[str, Any]:
     """A short PPO against a reward model from labelers of this taste."""
-    sft, model = load_policy(_models() / "sft-1M"), model_by_taste(taste, seed)
-    world = World(0)
-    test = make_prompts(world, "test", ALL_PROMPTS)
-    train = [prompt.text for prompt in make_prompts(world, "train", 3000, seed, exclude=test)]
+    shipped, model = shipped_models(device), model_by_taste(taste, seed, device)
+    sft, test = shipped.load("sft"), shipped.prompts(ALL_PROMPTS, "test")
+    train = make_prompts(shipped.world, "train", 3000, seed, exclude=test)
     config = PPOConfig(
         steps=STEPS, batch_size=BATCH, minibatch=BATCH, epochs=1, lr=5e-4, beta=0.02, seed=seed
     )
     roles = SeparateRoles(sft, model)
-    train_ppo(roles, tokenizer(), train, config)
-    answers = answer_all(roles.policy, tokenizer(), Judge(world), test, seed=7)
+    train_ppo(roles, shipped.tokenizer, [prompt.text for prompt in train], config)
+    answers = shipped.answer(roles.policy, test)
     texts = [[p.text, a] for p, a in zip(test[:SHOWN], answers.texts[:SHOWN], strict=True)]
     numbers = {part: answers.mean(part).mean for part in ("gold", "words", "hedging")}
     numbers["proxy"] = reward_scores(model, answers.rollout).mean().item()
-    numbers["kl"] = mean(kl_to_reference(roles.policy, sft, answers.rollout))
+    numbers["kl"] = mean_kl(roles.policy, sft, answers.rollout)
     return {**_rounded(numbers), "answers": dict(texts)}
 
 
-def _models() -> Any:
-    return data_folder() / "models"
+RUNS = {"small": by_labels_small, "labels": by_labels, "taste": by_taste, "ppo": short_ppo}
 
 
-def run(seeds: int) -> str:
+def measure(kind: str, setting: Any = None, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
+    """One cell."""
+    return of_the_shipped(device) if kind == "shipped" else RUNS[kind](setting, seed, device)
+
+
+def run(seeds: int, device: str = "cpu") -> str:
     """Run what is missing and return the table."""
-    cells: dict[str, Any] = {"shipped": shipped}
-    for seed in range(seeds):
-        for n in SMALL_LABELS:
-            cells[f"small {n} seed {seed}"] = lambda n=n, s=seed: by_labels(n, s, small=True)
-        for n in LABELS:
-            cells[f"labels {n} seed {seed}"] = lambda n=n, s=seed: by_labels(n, s)
-        for t in TASTES:
-            cells[f"taste {t} seed {seed}"] = lambda t=t, s=seed: by_taste(t, s)
-        for t in TASTES:
-            cells[f"ppo {t} seed {seed}"] = lambda t=t, s=seed: short_ppo(t, s)
-    found = run_grid("best_of_n", f"python -m rlhf_edu experiment best_of_n --seeds {seeds}", cells)
-    return table(found)
+    cells = [{"kind": "shipped"}, *grid.by_seed(KINDS, seeds)]
+    return table(grid.run_experiment("best_of_n", measure, cells, seeds, device))
 
 
-def table(found: Cells) -> str:
+def table(found: grid.Cells) -> str:
     """Gold, words and hedging of the best of 1 and of 64, over seeds."""
-    kinds = [f"labels {n}" for n in LABELS] + [f"small {n}" for n in SMALL_LABELS]
-    kinds += [f"taste {taste}" for taste in TASTES]
     columns = ("proxy", "gold", "words", "hedging")
-    lines = [f"{f'best of {NS[-1]} less 1':<20}" + "".join(f"{c:>24}" for c in columns)]
-    for kind in kinds:
-        gains = [over_seeds([gain(cell, c) for cell in each_seed(found, kind)]) for c in columns]
-        lines.append(f"{kind:<20}" + "".join(f"{g!s:>24}" for g in gains))
-    return "\n".join(lines)
+    lines: list[Sequence[Any]] = [(f"best of {NS[-1]} less 1", *columns)]
+    for kind, setting in grid.rows({kind: KINDS[kind] for kind in ("labels", "small", "taste")}):
+        gains = [
+            {part: gain(cell, part) for part in columns}
+            for cell in grid.each_seed(found, kind, setting)
+        ]
+        lines.append((grid.row_name(kind, setting), *(grid.over(gains, part) for part in columns)))
+    return "\n".join(text_table(lines, (20, 24, 24, 24, 24)))
 
 
 def gain(cell: dict[str, Any], part: str) -> float:
@@ -289,52 +280,56 @@ def gain(cell: dict[str, Any], part: str) -> float:
 # --- verdicts ----------------------------------------------------------------------------------
 
 
-def _less(cells: Cells, ours: str, theirs: str, part: str) -> Estimate:
-    """Ours less theirs, by seed, after the short PPO or of the best of 64."""
-    return less(_ends(cells, ours), _ends(cells, theirs), part)
+def _ends(cells: grid.Cells, kind: str, setting: Any) -> list[dict[str, Any]]:
+    """The numbers at the end of the short PPO, or of the best of 64, by seed."""
+    return [
+        cell["curve"][-1] if "curve" in cell else cell
+        for cell in grid.each_seed(cells, kind, setting)
+    ]
 
 
-def _ends(cells: Cells, kind: str) -> list[dict[str, Any]]:
-    return [cell["curve"][-1] if "curve" in cell else cell for cell in each_seed(cells, kind)]
-
-
-def _better_reward_models(cells: Cells) -> tuple[str, str]:
-    most = f"labels {LABELS[-1]}"
-    labels = _less(cells, most, f"labels {LABELS[0]}", "gold")
-    size = _less(cells, most, f"small {SMALL_LABELS[-1]}", "gold")
+def _better_reward_models(cells: grid.Cells) -> tuple[str, str]:
+    most = _ends(cells, "labels", LABELS[-1])
+    labels = grid.less(most, _ends(cells, "labels", LABELS[0]), "gold")
+    size = grid.less(most, _ends(cells, "small", SMALL_LABELS[-1]), "gold")
     ours = f"gold of the best of {NS[-1]}: {labels} more with {LABELS[-1]} than with {LABELS[0]} "
     ours += f"rankings; {size} more with 1M than with {SMALL} parameters"
-    verdicts = {above(labels), above(size)}
+    verdicts = {grid.above(labels), grid.above(size)}
     return ours, verdicts.pop() if len(verdicts) == 1 else "inconclusive"
 
 
-def _length(cells: Cells) -> tuple[str, str]:
-    best, ppo = (_less(cells, f"{by} long", f"{by} none", "words") for by in ("taste", "ppo"))
+def _effect(cells: grid.Cells, kind: str, taste: str, part: str) -> Estimate:
+    """How much more of something there is with a taste than without."""
+    return grid.less(_ends(cells, kind, taste), _ends(cells, kind, "none"), part)
+
+
+def _length(cells: grid.Cells) -> tuple[str, str]:
+    best, ppo = (_effect(cells, kind, "long", "words") for kind in ("taste", "ppo"))
     ours = f"a taste for length instead of none: {best} words more in the best of {NS[-1]}, "
-    return ours + f"{ppo} after PPO", above(best)
+    return ours + f"{ppo} after PPO", grid.above(best)
 
 
-def _hedging(cells: Cells) -> tuple[str, str]:
-    best, ppo = (_less(cells, f"{by} humble", f"{by} none", "hedging") for by in ("taste", "ppo"))
+def _hedging(cells: grid.Cells) -> tuple[str, str]:
+    best, ppo = (_effect(cells, kind, "humble", "hedging") for kind in ("taste", "ppo"))
     ours = f"a taste for doubt instead of none: share of hedged sentences {best} higher in the best"
-    return f"{ours} of {NS[-1]}, {ppo} after PPO", above(best)
+    return f"{ours} of {NS[-1]}, {ppo} after PPO", grid.above(best)
 
 
 FINDINGS = [
-    Finding(
+    grid.Finding(
         "F15",
         "labelers who like length make a model that writes longer",
         "a shorter text that is better is chosen by the reward model in 62.6 %, by people in 76.4 %"
         " (Stiennon)",
         _length,
     ),
-    Finding(
+    grid.Finding(
         "F22",
         "more labels and a larger reward model leave more gold to gain",
         "Gao et al. 3.2, 3.3, figures; near chance below about 2,000 comparisons",
         _better_reward_models,
     ),
-    Finding(
+    grid.Finding(
         "F37",
         "labelers who reward humility make a model that hedges",
         "in words (InstructGPT 4.3)",

@@ -17,7 +17,9 @@ from rlhf_edu.data import write_jsonl
 from rlhf_edu.experiments.bases import BASES, make_base
 from rlhf_edu.experiments.cards import data_card, model_card
 from rlhf_edu.experiments.ladder import Ladder
+from rlhf_edu.experiments.plots import STAGES
 from rlhf_edu.experiments.report import plot_ladder, table
+from rlhf_edu.experiments.shipped import device_of
 from rlhf_edu.files import write_text
 from rlhf_edu.models import count_parameters, load_policy, load_scalar_model, save_model
 from rlhf_edu.pretrain import lm_loss, pack
@@ -28,37 +30,32 @@ from rlhf_edu.tinyweb.prompts import probe_sets
 # Between machines and versions; on one machine with one set of versions nothing differs.
 LOSS_TOLERANCE = 0.02  # nats per token
 GOLD_TOLERANCE = 0.4
-STAGE_FOLDERS = {
-    "sft": "sft-1M",
-    "reward_model": "reward-model-1M",
-    "critic": "critic-1M",
-    "ppo": "ppo-1M",
-    "ppo_ptx": "ppo-ptx-1M",
-    "dpo": "dpo-1M",
-}
+# What the ladder trains, and what it is kept as.
+STAGE_FOLDERS = {name: s.folder for name, s in STAGES.items() if s.folder and name != "base"}
+STAGE_FOLDERS |= {"reward_model": "reward-model", "critic": "critic"}
 
 
-def build(only: str | None = None) -> None:
+def build(only: str | None = None, device: str = "cpu") -> None:
     """Make the bases, the stages and the written data, and say how each compares with what was
-    there before. `only` is `bases`, `stages` or None for both."""
+    there before. `only` is `bases`, `stages` or None for both; the shipped ones are of a CPU."""
     folder = data_folder(create=True)
     if only in (None, "bases"):
         for size in BASES:
-            build_base(size, folder / "models" / f"base-{size}")
+            build_base(size, folder / "models" / f"base-{size}", device)
     if only in (None, "stages"):
-        build_stages(folder)
+        build_stages(folder, device)
 
 
-def build_base(size: str, folder: Path) -> None:
+def build_base(size: str, folder: Path, device: str = "cpu") -> None:
     """Pretrain one base model, compare it with the shipped one, and save it in 16 bits."""
-    start, world = time.perf_counter(), World(0)
-    model, tokenizer = make_base(size, world, on_step=_print_progress)
-    test = pack(tokenizer, web(world, 1500, seed=10_001))
+    start, world, place = time.perf_counter(), World(0), device_of(device)
+    model, tokenizer = make_base(size, world, on_step=_print_progress, device=place)
+    test = pack(tokenizer, web(world, 1500, seed=10_001)).to(place)
     loss, minutes = lm_loss(model, test), (time.perf_counter() - start) / 60
     parameters = f"{count_parameters(model):,} parameters"
     print(f"base-{size}: {parameters}, web loss {loss:.3f} after {minutes:.1f} minutes")
     if folder.exists():
-        before = lm_loss(load_policy(folder), test)
+        before = lm_loss(load_policy(folder).to(place), test)
         print(f"base-{size}: {_verdict(loss, before)} (shipped: {before:.3f})")
     card = model_card(
         folder.name, count_parameters(model), {"web loss": f"{loss:.3f} nats per token"}
@@ -77,9 +74,9 @@ def _print_progress(record: dict) -> None:
         print(f"  step {record['step']}: loss {record['loss']:.3f}, {record['seconds']:.0f} s")
 
 
-def build_stages(folder: Path) -> None:
+def build_stages(folder: Path, device: str = "cpu") -> None:
     """Run the ladder from the shipped base, and save what it made."""
-    ladder = Ladder()
+    ladder = Ladder(device=device)
     report = ladder.run()
     print(table(report))
     save_stages(ladder, report, folder)
@@ -87,8 +84,9 @@ def build_stages(folder: Path) -> None:
 
 def save_stages(ladder: Ladder, report: dict[str, Any], folder: Path) -> None:
     """Save a ladder's models, data and table; compare each with what was there before."""
-    for name, target in STAGE_FOLDERS.items():
-        path, model = folder / "models" / target, ladder.models[name]
+    for name, kind in STAGE_FOLDERS.items():
+        target, model = f"{kind}-1M", ladder.models[name]
+        path = folder / "models" / target
         if path.exists():
             print(f"{target}: {_same_weights(model, path)}")
         card = model_card(target, count_parameters(model), _measured(report, name))
@@ -134,7 +132,7 @@ def _measured(report: dict[str, Any], name: str) -> dict[str, str]:
             "agrees with a labeler on new pairs": f"{found['label_accuracy']:.1%}",
             "agrees with gold on new pairs": f"{found['gold_accuracy']:.1%}",
         }
-    (r,) = [row for row in report["stages"] if row["stage"] == name]
+    r = next(row for row in report["stages"] if row["stage"] == name)
     interval = f"[{r['gold_low']:.2f}, {r['gold_high']:.2f}]"
     return {
         "gold score on test prompts": f"{r['gold']:.2f} {interval}",
@@ -147,7 +145,7 @@ def _same_weights(model: PreTrainedModel, folder: Path) -> str:
     """Whether a model equals a saved one, bit for bit."""
     load = load_policy if model.can_generate() else load_scalar_model
     pairs = zip(model.parameters(), load(folder).parameters(), strict=True)
-    same = all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    same = all(torch.equal(ours.cpu(), theirs) for ours, theirs in pairs)
     return "the same weights as the shipped one" if same else "other weights than the shipped one"
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_edu.experiments.grid import Cells, Finding, run_grid
-from rlhf_edu.intervals import Estimate, over_seeds
+from rlhf_edu.experiments.grid import Cells, Finding, over, run_experiment
+from rlhf_edu.experiments.tables import text_table
+from rlhf_edu.intervals import Estimate
 
 ANSWERS, BETA = 6, 0.5
 
@@ -54,8 +55,11 @@ def rlhf_objective(logprobs: Tensor, reference: Tensor, rewards: Tensor) -> Tens
     return -(logprobs.exp() * (rewards - BETA * (logprobs - reference.log()))).sum()
 
 
-def measure(seed: int) -> dict[str, Any]:
-    """Total variation distances to the optimum, and what the wrong partition function sums to."""
+def measure(seed: int, device: str = "cpu") -> dict[str, Any]:
+    """Total variation distances to the optimum, and what the wrong partition function sums to.
+
+    Six numbers are computed on the CPU, whatever the device.
+    """
     random = torch.Generator().manual_seed(seed)
     reference = torch.randn(ANSWERS, generator=random, dtype=torch.float64).softmax(0)
     rewards = torch.randn(ANSWERS, generator=random, dtype=torch.float64)
@@ -71,17 +75,14 @@ def measure(seed: int) -> dict[str, Any]:
     return {"reference": start, **distances, "sum_with_wrong_z": wrong.item()}
 
 
-def run(seeds: int) -> str:
+def run(seeds: int, device: str = "cpu") -> str:
     """Run what is missing and return the table."""
-    cells = {f"seed {seed}": (lambda seed=seed: measure(seed)) for seed in range(seeds)}
-    found = run_grid("exact", f"python -m rlhf_edu experiment exact --seeds {seeds}", cells)
-    lines = [f"{'distance to the optimum':<26}{'mean over seeds':>24}"]
-    for key in ("reference", "dpo", "rl"):
-        estimate = over_seeds([cell[key] for cell in found.values()])
-        lines.append(f"{key:<26}{_small(estimate):>24}")
-    sums = over_seeds([cell["sum_with_wrong_z"] for cell in found.values()])
-    lines.append(f"{'sum with the wrong Z':<26}{sums!s:>24}")
-    return "\n".join(lines)
+    seeded = [{"seed": seed} for seed in range(seeds)]
+    runs = list(run_experiment("exact", measure, seeded, seeds, device).values())
+    lines = [("distance to the optimum", "mean over seeds")]
+    lines += [(key, _small(over(runs, key))) for key in ("reference", "dpo", "rl")]
+    lines.append(("sum with the wrong Z", str(over(runs, "sum_with_wrong_z"))))
+    return "\n".join(text_table(lines, (26, 24)))
 
 
 def _small(estimate: Estimate) -> str:
@@ -90,7 +91,7 @@ def _small(estimate: Estimate) -> str:
 
 def _closed_form(cells: Cells) -> tuple[str, str]:
     far = max(max(cell["dpo"], cell["rl"]) for cell in cells.values())
-    sums = over_seeds([cell["sum_with_wrong_z"] for cell in cells.values()])
+    sums = over(list(cells.values()), "sum_with_wrong_z")
     ours = f"largest distance {far:.0e}; with the wrong Z the sum is {sums}"
     ends = far < 1e-3 and all(abs(cell["sum_with_wrong_z"] - 1) > 0.05 for cell in cells.values())
     return ours, "reproduced" if ends else "not reproduced"

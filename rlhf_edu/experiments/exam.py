@@ -4,10 +4,10 @@ Everything with an interval: 95 %, by bootstrap over prompts. Comparisons of two
 by prompt, and ties count one half.
 """
 
-import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,6 @@ from rlhf_edu.tinyweb.labelers import Population
 from rlhf_edu.tokens import PROMPT_TEMPLATE, encode_prompt
 
 MAX_NEW_TOKENS = 48
-
-
-# --- numbers with intervals --------------------------------------------------------------------
 
 
 # --- answers -----------------------------------------------------------------------------------
@@ -103,6 +100,11 @@ def kl_to_reference(
     return found
 
 
+def mean_kl(policy: PreTrainedModel, reference: PreTrainedModel, rollout: Rollout) -> float:
+    """The mean over answers of `kl_to_reference`."""
+    return fmean(kl_to_reference(policy, reference, rollout))
+
+
 def labelers_prefer(
     population: Population, ours: Answers, theirs: Answers, group: str = "held_out", seed: int = 0
 ) -> Estimate:
@@ -118,9 +120,7 @@ def labelers_prefer(
 
 
 def reward_accuracy(
-    reward_model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rankings: Sequence[Ranking],
+    reward_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking]
 ) -> list[float]:
     """Share of a ranking's pairs that the scores order as the ranks do; one number a ranking.
 
@@ -130,14 +130,19 @@ def reward_accuracy(
     asked = [r.prompt.text for r in rankings for _ in r.answers]
     said = [answer for r in rankings for answer in r.answers]
     ended = [flag for r in rankings for flag in r.ended]
-    found = iter(score_answers(reward_model, tokenizer, asked, said, ended).tolist())
+    scores = score_answers(reward_model, tokenizer, asked, said, ended)
+    by_ranking = scores.split([len(ranking.answers) for ranking in rankings])
     shares = []
-    for ranking in rankings:
-        scored = [(rank, next(found)) for rank in ranking.ranks]
-        pairs = [(a, b) for (i, a), (j, b) in itertools.permutations(scored, 2) if i < j]
+    for ranking, found in zip(rankings, by_ranking, strict=True):
+        pairs = [(found[i].item(), found[j].item()) for i, j in ordered_pairs(ranking.ranks)]
         if pairs:
-            shares.append(float(np.mean([(a > b) + 0.5 * (a == b) for a, b in pairs])))
+            shares.append(fmean((a > b) + 0.5 * (a == b) for a, b in pairs))
     return shares
+
+
+def ordered_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """(i, j): the places of all pairs in which i is ranked above j; ties are no pairs."""
+    return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
 
 
 # --- what the base model could do before: skills, measured few-shot -----------------------------

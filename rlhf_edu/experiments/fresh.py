@@ -6,11 +6,13 @@ N seeds in world 0 from the shipped base model, and worlds 1 and 2 from nothing.
 recipe was made by looking at them. About a quarter of an hour a seed, and forty minutes a world.
 """
 
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from rlhf_edu.experiments.grid import Cells, Finding, run_grid
+from rlhf_edu.experiments.grid import Cells, Finding, run_experiment
 from rlhf_edu.experiments.ladder import STAGES, Ladder
+from rlhf_edu.experiments.tables import text_table
 from rlhf_edu.intervals import Estimate, bootstrap, over_seeds
 
 WORLDS = (1, 2)
@@ -18,9 +20,9 @@ WORLDS = (1, 2)
 RUNGS = (("prompted", "base"), ("sft", "prompted"), ("ppo", "sft"), ("dpo", "ppo"))
 
 
-def measure(seed: int, world_seed: int) -> dict[str, Any]:
+def measure(seed: int, world: int, device: str = "cpu") -> dict[str, Any]:
     """One ladder: its table, and what each rung gains on the same prompts."""
-    ladder = Ladder(seed, world_seed, quiet=True)
+    ladder = Ladder(seed, world, quiet=True, device=device)
     report = ladder.run()
     kept = ("gold", "gold_low", "gold_high", "win_rate", "kl", "web_loss", "gold_greedy", "skills")
     return {
@@ -37,31 +39,35 @@ def _gain(ladder: Ladder, above: str, below: str) -> Estimate:
     return bootstrap([a - b for a, b in pairs])
 
 
-def run(seeds: int) -> str:
+def run(seeds: int, device: str = "cpu") -> str:
     """Run what is missing and return the table."""
-    keys = {f"seed {seed}, world 0": (seed, 0) for seed in range(1, seeds + 1)}
-    keys |= {f"seed 0, world {world}": (0, world) for world in WORLDS}
-    cells = {key: (lambda pair=pair: measure(*pair)) for key, pair in keys.items()}
-    found = run_grid("fresh", f"python -m rlhf_edu experiment fresh --seeds {seeds}", cells)
-    return table(found)
+    cells = [{"seed": seed, "world": 0} for seed in range(1, seeds + 1)]
+    cells += [{"seed": 0, "world": world} for world in WORLDS]
+    return table(run_experiment("fresh", measure, cells, seeds, device))
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
+def table(found: Cells) -> str:
     """Gold of every stage by run, what each rung gains, and what PPO-ptx keeps and removes."""
-    lines = [f"{'gold':<18}" + "".join(f"{stage:>12}" for stage in STAGES)]
-    for key, cell in found.items():
-        gold = "".join(f"{cell['stages'][stage]['gold']:>12.2f}" for stage in STAGES)
-        lines.append(f"{key:<18}{gold}")
-    lines += ["", f"{'gain, by prompt':<18}" + "".join(f"{f'{a} - {b}':>22}" for a, b in RUNGS)]
-    for key, cell in found.items():
-        gains = "".join(f"{Estimate(**cell['rungs'][f'{a} - {b}'])!s:>22}" for a, b in RUNGS)
-        lines.append(f"{key:<18}{gains}")
-    wins = [cell["stages"]["ppo"]["win_rate"] for cell in found.values()]
-    lines += ["", f"Win rate of PPO over SFT by gold: {mean(wins):.0%} on average"]
-    kept, removed = zip(*(_ptx(cell["stages"]) for cell in found.values()), strict=True)
-    share = f"keeps {mean(kept):.0%} of PPO's gain and removes {mean(removed):.0%} of its tax"
-    lines.append(f"PPO-ptx {share}")
-    return "\n".join(lines)
+    rungs = [f"{a} - {b}" for a, b in RUNGS]
+    gold: list[Sequence[Any]] = [("gold", *STAGES)]
+    gains: list[Sequence[Any]] = [("gain, by prompt", *rungs)]
+    for cell in found.values():
+        run = f"seed {cell['seed']}, world {cell['world']}"
+        gold.append((run, *(f"{cell['stages'][stage]['gold']:.2f}" for stage in STAGES)))
+        gains.append((run, *(Estimate(**cell["rungs"][rung]) for rung in rungs)))
+    wins = mean(cell["stages"]["ppo"]["win_rate"] for cell in found.values())
+    shares = [_ptx(cell["stages"]) for cell in found.values()]
+    kept, removed = mean(kept for kept, _ in shares), mean(removed for _, removed in shares)
+    return "\n".join(
+        [
+            *text_table(gold, (18, *[12] * len(STAGES))),
+            "",
+            *text_table(gains, (18, *[22] * len(RUNGS))),
+            "",
+            f"Win rate of PPO over SFT by gold: {wins:.0%} on average",
+            f"PPO-ptx keeps {kept:.0%} of PPO's gain and removes {removed:.0%} of its tax",
+        ]
+    )
 
 
 def _ptx(stages: dict[str, Any]) -> tuple[float, float]:

@@ -1,25 +1,30 @@
 """Experiments over many seeds: one file per group of findings, each a grid of cells.
 
-A cell is one run. Its result is kept as soon as it is there, in `data/results/<name>.json`, so a
-grid can be interrupted and goes on where it stopped; a finished grid only prints.
+A cell is one run, and its fields say which: `{"kind": "ppo", "setting": 0.05, "seed": 0}`. Its
+result is kept beside them as soon as it is there, in `data/results/<name>.json`, so a grid can be
+interrupted and goes on where it stopped; a finished grid only prints.
 """
 
 import json
+import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from tqdm.auto import tqdm
 
-from rlhf_edu import data_folder
-from rlhf_edu.experiments.ladder import versions
+from rlhf_edu import __version__, data_folder
 from rlhf_edu.files import write_text
 from rlhf_edu.intervals import Estimate, over_seeds
 
-Cell = Callable[[], dict[str, Any]]
-Cells = dict[str, dict[str, Any]]
+Fields = dict[str, Any]
+Cells = Mapping[str, Mapping[str, Any]]
+Measure = Callable[..., dict[str, Any]]  # from the fields of a cell to what was found
 
 
 @dataclass(frozen=True)
@@ -39,42 +44,112 @@ class Finding:
     judge: Callable[[Cells], tuple[str, str]]
 
 
-def each_seed(cells: Cells, kind: str) -> list[dict[str, Any]]:
-    """The cells whose keys are `kind seed 0`, `kind seed 1`, …, in the grid's order."""
-    return [cell for key, cell in cells.items() if key.startswith(f"{kind} seed")]
+def versions() -> dict[str, str]:
+    """What a result depends on besides its seed."""
+    return {
+        "rlhf_edu": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
 
 
-def less(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], key: str) -> Estimate:
+# --- cells ---------------------------------------------------------------------------------------
+
+
+def row_name(kind: str, setting: Any = None) -> str:
+    """What a row of a table is called, such as "ppo 0.05"."""
+    return kind if setting is None else f"{kind} {setting}"
+
+
+def cell_name(kind: str = "", setting: Any = None, **more: Any) -> str:
+    """The key of a cell in its file, such as "ppo 0.05 seed 0" or "seed 1, world 0"."""
+    rest = ", ".join(f"{name} {value}" for name, value in more.items())
+    return " ".join(filter(None, [row_name(kind, setting), rest]))
+
+
+def rows(kinds: Mapping[str, Sequence[Any]]) -> list[tuple[str, Any]]:
+    """Every kind of run in each of its settings; a kind without settings comes once, with None."""
+    return [(kind, setting) for kind, settings in kinds.items() for setting in settings or [None]]
+
+
+def by_seed(kinds: Mapping[str, Sequence[Any]], seeds: int) -> list[Fields]:
+    """The fields of a grid: all `rows` of these kinds, for every seed."""
+    return [
+        {"kind": kind, "setting": setting, "seed": seed}
+        for seed in range(seeds)
+        for kind, setting in rows(kinds)
+    ]
+
+
+def each_seed(cells: Cells, kind: str, setting: Any = None) -> list[Mapping[str, Any]]:
+    """The cells of one row, a seed each: `each_seed(cells, "ppo", 0.05)`, or by its name."""
+    wanted = row_name(kind, setting)
+    return [
+        cell
+        for cell in cells.values()
+        if row_name(cell.get("kind", ""), cell.get("setting")) == wanted
+    ]
+
+
+def over(cells: Sequence[Mapping[str, Any]], key: str) -> Estimate:
+    """One number of some cells, over their seeds."""
+    return over_seeds([cell[key] for cell in cells])
+
+
+def less(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], key: str
+) -> Estimate:
     """One number of ours less that of theirs, by seed."""
     return over_seeds([a[key] - b[key] for a, b in zip(ours, theirs, strict=True)])
 
 
+def verdict(yes: bool, no: bool) -> str:
+    """In a word: whether the numbers say so, or say the opposite."""
+    if yes:
+        return "reproduced"
+    return "not reproduced" if no else "inconclusive"
+
+
 def above(estimate: Estimate, limit: float = 0.0) -> str:
     """The verdict on "more than the limit": it takes the whole interval to decide."""
-    if estimate.low > limit:
-        return "reproduced"
-    return "not reproduced" if estimate.high < limit else "inconclusive"
+    return verdict(estimate.low > limit, estimate.high < limit)
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def run_experiment(
+    name: str, measure: Measure, grid: Iterable[Fields], seeds: int, device: str
+) -> Cells:
+    """`run_grid` for `python -m rlhf_edu experiment NAME`; `measure` also takes the device."""
+    there = "" if device == "cpu" else f" --device {device}"
+    command = f"python -m rlhf_edu experiment {name} --seeds {seeds}{there}"
+    return run_grid(name, command, partial(measure, device=device), grid)
 
 
 def run_grid(
-    name: str, command: str, cells: dict[str, Cell], folder: Path | None = None
+    name: str, command: str, measure: Measure, grid: Iterable[Fields], folder: Path | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Run the cells that have no result yet; return the results of all of them, by key.
+    """Run the cells that have no result yet; return fields and results of all of them, by key.
 
     Args:
         name: of the file in `data/results/`.
         command: what the reader types to get the same.
-        cells: key -> a function without arguments that returns what goes into the file.
+        measure: takes the fields of a cell and returns what goes into the file.
+        grid: the fields of every cell.
         folder: another one than `data/results`.
     """
     path = (folder or data_folder(create=True) / "results") / f"{name}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": {}}
+    cells = {cell_name(**fields): fields for fields in grid}
     todo = [key for key in cells if key not in stored["cells"]]
     stored["planned"] = list(cells)
     for key in tqdm(todo, desc=name, disable=not todo):
         start = time.perf_counter()
-        result = cells[key]()
-        stored["cells"][key] = result | {"minutes": (time.perf_counter() - start) / 60}
+        result = measure(**cells[key])
+        minutes = (time.perf_counter() - start) / 60
+        stored["cells"][key] = cells[key] | result | {"minutes": minutes}
         stored |= {"command": command, "versions": versions()}
         write_text(path, json.dumps(stored, indent=1) + "\n")
     return {key: stored["cells"][key] for key in cells}

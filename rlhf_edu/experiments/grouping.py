@@ -9,44 +9,44 @@ for validation.
 """
 
 import random
-from itertools import combinations
 from typing import Any
 
-from rlhf_edu import data_folder
-from rlhf_edu.data import Ranking, read_rankings
-from rlhf_edu.experiments.grid import Cells, Finding, above, each_seed, run_grid
+from rlhf_edu.data import Ranking
+from rlhf_edu.experiments import grid
+from rlhf_edu.experiments.exam import ordered_pairs
+from rlhf_edu.experiments.shipped import Shipped
+from rlhf_edu.experiments.tables import text_table
 from rlhf_edu.intervals import over_seeds
-from rlhf_edu.models import load_policy, load_tokenizer, scalar_model_from
+from rlhf_edu.models import scalar_model_from
 from rlhf_edu.reward import RewardConfig, train_reward
 
 PROMPTS, ANSWERS, UNSEEN, EPOCHS, BATCH = 24, 9, 60, 4, 4
+KINDS = {"grouped": (), "shuffled": ()}
 
 
 def split(rankings: list[Ranking]) -> list[Ranking]:
     """The same comparisons as separate items of two answers, the better one first."""
     items = []
     for r in rankings:
-        for pair in combinations(range(len(r.ranks)), 2):
-            if r.ranks[pair[0]] != r.ranks[pair[1]]:
-                best, worst = sorted(pair, key=lambda i: r.ranks[i])
-                said = (r.answers[best], r.answers[worst]), (r.ended[best], r.ended[worst])
-                items.append(Ranking(r.prompt, *said, (1, 2), r.labeler))
+        # In the order of the answers, whichever of the two is better.
+        for best, worst in sorted(ordered_pairs(r.ranks), key=sorted):
+            said = (r.answers[best], r.answers[worst]), (r.ended[best], r.ended[worst])
+            items.append(Ranking(r.prompt, *said, (1, 2), r.labeler))
     return items
 
 
-def measure(grouped: bool, seed: int) -> dict[str, Any]:
+def measure(kind: str, setting: None, seed: int, device: str = "cpu") -> dict[str, Any]:
     """Loss and accuracy on unseen prompts after each epoch, and how many answers were read."""
-    folder = data_folder()
-    models = folder / "models" / "sft-1M"
-    rankings = [r for r in read_rankings(folder / "rankings.jsonl") if len(r.ranks) == ANSWERS]
+    shipped = Shipped(device)
+    rankings = [r for r in shipped.rankings if len(r.ranks) == ANSWERS]
     unseen, rest = rankings[:UNSEEN], rankings[UNSEEN:]
     few = random.Random(f"grouping {seed}").sample(rest, PROMPTS)
-    data = few if grouped else split(few)
+    data = few if kind == "grouped" else split(few)
     # As many comparisons in a step, so that both take as many steps.
-    size = BATCH if grouped else round(BATCH * len(data) / len(few))
+    size = BATCH if kind == "grouped" else round(BATCH * len(data) / len(few))
     config = RewardConfig(lr=1e-3, batch_size=size, epochs=EPOCHS, warmup=5, seed=seed)
-    model = scalar_model_from(load_policy(models), seed)
-    _, history = train_reward(model, load_tokenizer(models), data, config, validation=unseen)
+    model = scalar_model_from(shipped.load("sft"), seed)
+    _, history = train_reward(model, shipped.tokenizer, data, config, validation=unseen)
     rows = [record for record in history if "validation_loss" in record]
     return {
         "loss": [row["validation_loss"] for row in rows],
@@ -55,54 +55,50 @@ def measure(grouped: bool, seed: int) -> dict[str, Any]:
     }
 
 
-def run(seeds: int) -> str:
+def run(seeds: int, device: str = "cpu") -> str:
     """Run what is missing and return the table."""
-    kinds = {"grouped": True, "shuffled": False}
-    cells = {
-        f"{kind} seed {seed}": (lambda g=grouped, s=seed: measure(g, s))
-        for kind, grouped in kinds.items()
-        for seed in range(seeds)
-    }
-    found = run_grid("grouping", f"python -m rlhf_edu experiment grouping --seeds {seeds}", cells)
-    lines = [f"{'epoch':<8}" + "".join(f"{f'{kind}, loss':>26}" for kind in kinds)]
+    found = grid.run_experiment("grouping", measure, grid.by_seed(KINDS, seeds), seeds, device)
+    lines: list[list[Any]] = [["epoch", *(f"{kind}, loss" for kind in KINDS)]]
     for epoch in range(EPOCHS):
-        losses = (over_seeds([c["loss"][epoch] for c in each_seed(found, kind)]) for kind in kinds)
-        lines.append(f"{epoch + 1:<8}" + "".join(f"{loss!s:>26}" for loss in losses))
-    return "\n".join(lines)
+        losses = [
+            over_seeds([c["loss"][epoch] for c in grid.each_seed(found, kind)]) for kind in KINDS
+        ]
+        lines.append([epoch + 1, *losses])
+    return "\n".join(text_table(lines, (8, 26, 26)))
 
 
 # --- verdicts ----------------------------------------------------------------------------------
 
 
-def _grouped_fits_better(cells: Cells) -> tuple[str, str]:
-    pairs = list(zip(each_seed(cells, "shuffled"), each_seed(cells, "grouped"), strict=True))
+def _grouped_fits_better(cells: grid.Cells) -> tuple[str, str]:
+    pairs = list(
+        zip(grid.each_seed(cells, "shuffled"), grid.each_seed(cells, "grouped"), strict=True)
+    )
     gaps = {e: over_seeds([s["loss"][e - 1] - g["loss"][e - 1] for s, g in pairs]) for e in (1, 4)}
     work = over_seeds([s["answers_read_per_epoch"] / g["answers_read_per_epoch"] for s, g in pairs])
     ours = "; ".join(
         f"after epoch {e}, shuffled less grouped: {gap} nats" for e, gap in gaps.items()
     )
-    return f"{ours}; shuffled reads {work.mean:.1f} times as many answers", above(gaps[4])
+    return f"{ours}; shuffled reads {work.mean:.1f} times as many answers", grid.above(gaps[4])
 
 
-def _one_or_two_epochs(cells: Cells) -> tuple[str, str]:
-    runs = [cell["loss"] for cell in each_seed(cells, "grouped")]
+def _one_or_two_epochs(cells: grid.Cells) -> tuple[str, str]:
+    runs = [cell["loss"] for cell in grid.each_seed(cells, "grouped")]
     least = [run.index(min(run)) + 1 for run in runs]
     rise = over_seeds([run[-1] - min(run) for run in runs])
     ours = f"loss on unseen prompts is least after epochs {sorted(least)}, and {rise} nats above "
     ours += f"that after epoch {EPOCHS}"
-    if max(least) <= 2 and rise.low > 0:
-        return ours, "reproduced"
-    return ours, "not reproduced" if min(least) > 2 else "inconclusive"
+    return ours, grid.verdict(max(least) <= 2 and rise.low > 0, min(least) > 2)
 
 
 FINDINGS = [
-    Finding(
+    grid.Finding(
         "F8",
         "all comparisons of a prompt in one batch element over-fit less than shuffled ones",
         "in words only (InstructGPT 3.5; K = 4 to 9)",
         _grouped_fits_better,
     ),
-    Finding(
+    grid.Finding(
         "F9",
         "a reward model over-fits after an epoch or two",
         "trained for one epoch; more over-fit quickly (InstructGPT C.2)",

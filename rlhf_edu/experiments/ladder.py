@@ -6,7 +6,6 @@ Read `Ladder.run` from top to bottom: it is the whole InstructGPT recipe, and DP
 """
 
 import copy
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rlhf_edu import __version__, data_folder
+from rlhf_edu import data_folder
 from rlhf_edu.data import Demonstration, Prompt, Ranking
 from rlhf_edu.dpo import DPOConfig, train_dpo
 from rlhf_edu.experiments.bases import make_base
@@ -27,14 +25,17 @@ from rlhf_edu.experiments.exam import (
     Answers,
     answer_all,
     few_shot_prefix,
-    kl_to_reference,
     labelers_prefer,
+    mean_kl,
     reward_accuracy,
     row,
     skills,
 )
+from rlhf_edu.experiments.grid import versions
+from rlhf_edu.experiments.plots import STAGES
+from rlhf_edu.experiments.shipped import device_of
 from rlhf_edu.generation import generate
-from rlhf_edu.intervals import bootstrap, win_rate
+from rlhf_edu.intervals import Estimate, bootstrap, win_rate
 from rlhf_edu.losses import best_of_n, best_of_n_kl, penalise_missing_end
 from rlhf_edu.models import (
     count_parameters,
@@ -55,8 +56,6 @@ from rlhf_edu.tinyweb.judge import Judge
 from rlhf_edu.tinyweb.labelers import Population, ceiling
 from rlhf_edu.tinyweb.pages import web
 from rlhf_edu.tinyweb.prompts import make_prompts, stratified_prompts
-
-STAGES = ("base", "prompted", "sft", "best_of_16", "ppo", "ppo_ptx", "dpo")
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,10 @@ class Ladder:
         from_scratch: bool = False,
         recipe: Recipe | None = None,
         quiet: bool = False,
+        device: str = "cpu",
     ) -> None:
         self.seed, self.recipe, self.quiet = seed, recipe or Recipe(), quiet
+        self.device = device_of(device)
         self.from_scratch = from_scratch or world_seed != 0
         self.world = World(world_seed)
         self.judge, self.population = Judge(self.world), Population(self.world)
@@ -151,12 +152,18 @@ class Ladder:
         """Load the shipped base model, or make one from nothing."""
         if not self.from_scratch:
             folder = data_folder() / "models" / f"base-{self.recipe.size}"
-            self.models["base"], self.tokenizer = load_policy(folder), load_tokenizer(folder)
+            base, self.tokenizer = load_policy(folder), load_tokenizer(folder)
         else:
-            self.models["base"], self.tokenizer = make_base(
-                self.recipe.size, self.world, self.seed, self.recipe.pages, self.bar("base")
+            base, self.tokenizer = make_base(
+                self.recipe.size,
+                self.world,
+                self.seed,
+                self.recipe.pages,
+                self.bar("base"),
+                device=self.device,
             )
-        self.web_blocks = pack(self.tokenizer, self.web_test)
+        self.models["base"] = base.to(self.device)
+        self.web_blocks = pack(self.tokenizer, self.web_test).to(self.device)
         self.prefix = ""
 
     def choose_examples(self) -> None:
@@ -164,14 +171,15 @@ class Ladder:
         k = self.recipe.examples
         sets = [self.demonstrations[i * k : (i + 1) * k] for i in range(4)]
         prefixes = [few_shot_prefix([(d.prompt.text, d.answer) for d in s]) for s in sets]
-        gold = [
-            answer_all(
-                self.models["base"], self.tokenizer, self.judge, self.validation, prefix=prefix
-            ).mean("gold").mean
-            for prefix in self.progress("prompted", prefixes)
-        ]  # fmt: skip
+        gold = [self._gold_with(prefix) for prefix in self.progress("prompted", prefixes)]
         self.prefix = prefixes[gold.index(max(gold))]
         self.models["prompted"] = self.models["base"]
+
+    def _gold_with(self, prefix: str) -> float:
+        """Gold of the base model's answers to validation prompts, with examples before each."""
+        base = self.models["base"]
+        found = answer_all(base, self.tokenizer, self.judge, self.validation, prefix=prefix)
+        return found.mean("gold").mean
 
     def supervised(self) -> None:
         """Fine-tune the base model on the demonstrations."""
@@ -200,12 +208,13 @@ class Ladder:
         counts = [ks[i % len(ks)] for i in range(len(prompts))]
         texts = [p.text for p, k in zip(prompts, counts, strict=True) for _ in range(k)]
         rollout = generate(self.models["sft"], self.tokenizer, texts, MAX_NEW_TOKENS, seed=seed)
-        answers = iter(zip(rollout.texts(self.tokenizer), rollout.ended.tolist(), strict=True))
-        rankings = []
+        said, ended = rollout.texts(self.tokenizer), rollout.ended.tolist()
+        rankings, first = [], 0
         for prompt, k in zip(prompts, counts, strict=True):
-            said, ended = zip(*(next(answers) for _ in range(k)), strict=True)
-            ranking = self.population.ranking(prompt, list(said), list(ended), "sft", self.seed)
+            own = slice(first, first + k)
+            ranking = self.population.ranking(prompt, said[own], ended[own], "sft", self.seed)
             rankings.append(ranking)
+            first += k
         return rankings
 
     def measure_reward_model(self, unseen: list[Ranking] | None = None) -> dict[str, Any]:
@@ -219,11 +228,9 @@ class Ladder:
             "gold_accuracy": reward_accuracy(model, tokenizer, by_gold),
             "agreement": self.population.agreement(self.rankings[:1000], self.seed),
         }
-        numbers = {}
+        numbers: dict[str, float] = {}
         for name, shares in found.items():
-            estimate = bootstrap(shares)
-            numbers |= {name: estimate.mean, f"{name}_low": estimate.low}
-            numbers |= {f"{name}_high": estimate.high}
+            numbers |= _named(name, bootstrap(shares))
         return numbers | {"ceiling": ceiling(numbers["agreement"])}
 
     def train_reward_model(self) -> None:
@@ -243,7 +250,7 @@ class Ladder:
     def ppo_ptx(self) -> None:
         """PPO with pretraining gradients mixed in."""
         config = replace(self.recipe.ppo, ptx_coef=self.recipe.ptx_coef)
-        blocks = pack(self.tokenizer, web(self.world, 20_000, self.seed))
+        blocks = pack(self.tokenizer, web(self.world, 20_000, self.seed)).to(self.device)
         self.models["ppo_ptx"], _ = self._ppo("ppo_ptx", config, blocks)
 
     def _ppo(self, name: str, config: PPOConfig, blocks: Tensor | None) -> tuple[Any, Any]:
@@ -285,7 +292,7 @@ class Ladder:
         greedy = self.answer(model, self.test, 0.0, prefix=prefix)
         kl = None
         if stage not in ("base", "prompted"):
-            kl = sum(kl_to_reference(model, self.models["sft"], answers.rollout)) / len(self.test)
+            kl = mean_kl(model, self.models["sft"], answers.rollout)
         self._add_row(
             stage,
             kl=kl,
@@ -330,14 +337,7 @@ class Ladder:
         ours, sft = self.answers[stage], self.answers["sft"]
         gold = win_rate(ours.gold, sft.gold)
         labelers = labelers_prefer(self.population, ours, sft)
-        return {
-            "win_rate": gold.mean,
-            "win_rate_low": gold.low,
-            "win_rate_high": gold.high,
-            "labeler_win_rate": labelers.mean,
-            "labeler_win_rate_low": labelers.low,
-            "labeler_win_rate_high": labelers.high,
-        }
+        return _named("win_rate", gold) | _named("labeler_win_rate", labelers)
 
     def _gold_by_asked(self, answers: Answers) -> dict[str, float]:
         """Gold on prompts about subjects asked in training, and about those never asked."""
@@ -367,7 +367,7 @@ class Ladder:
     def _best_of(self, prompts: list[Prompt], n: int) -> Answers:
         texts = [p for p in prompts for _ in range(n)]
         many = answer_all(self.models["sft"], self.tokenizer, self.judge, texts, seed=8)
-        found = reward_scores(self.models["reward_model"], many.rollout)
+        found = reward_scores(self.models["reward_model"], many.rollout).cpu()
         penalty = self.recipe.ppo.missing_eos_penalty
         found = penalise_missing_end(found, many.rollout.ended.cpu(), penalty)
         best = best_of_n(found.view(-1, n)) + torch.arange(len(prompts)) * n
@@ -419,14 +419,9 @@ class Ladder:
         }
 
 
-def versions() -> dict[str, str]:
-    """What a result depends on besides its seed."""
-    return {
-        "rlhf_edu": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
+def _named(name: str, estimate: Estimate) -> dict[str, float]:
+    """An estimate as three numbers of a report."""
+    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def gold_ranks(judge: Judge, ranking: Ranking) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 The colours are Okabe and Ito's, which people with any colour vision can tell apart.
 """
 
+from typing import NamedTuple
+
 import matplotlib.pyplot as plt
 from cycler import cycler
 
@@ -12,24 +14,26 @@ YELLOW, SKY, PINK, GREY = "#E69F00", "#56B4E9", "#CC79A7", "#777777"
 PALETTE = (BLUE, ORANGE, GREEN, YELLOW, SKY, PINK, GREY)
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
-COLOURS = {
-    "base": "#999999",
-    "prompted": "#56B4E9",
-    "sft": "#0072B2",
-    "best_of_16": "#CC79A7",
-    "ppo": "#D55E00",
-    "ppo_ptx": "#E69F00",
-    "dpo": "#009E73",
+
+class Stage(NamedTuple):
+    """A stage of the course: what it is called, drawn in, and kept as; "" if it has no model."""
+
+    title: str
+    colour: str
+    folder: str = ""
+
+
+STAGES = {
+    "base": Stage("base", "#999999", "base"),
+    "prompted": Stage("prompted", SKY),
+    "sft": Stage("SFT", BLUE, "sft"),
+    "best_of_16": Stage("best of 16", PINK),
+    "ppo": Stage("PPO", ORANGE, "ppo"),
+    "ppo_ptx": Stage("PPO-ptx", YELLOW, "ppo-ptx"),
+    "dpo": Stage("DPO", GREEN, "dpo"),
 }
-NAMES = {
-    "base": "base",
-    "prompted": "prompted",
-    "sft": "SFT",
-    "best_of_16": "best of 16",
-    "ppo": "PPO",
-    "ppo_ptx": "PPO-ptx",
-    "dpo": "DPO",
-}
+COLOURS = {name: stage.colour for name, stage in STAGES.items()}
+NAMES = {name: stage.title for name, stage in STAGES.items()}
 
 
 def style() -> None:
@@ -51,8 +55,3 @@ def style() -> None:
             "legend.frameon": False,
         }
     )
-
-
-# --- the map of the course ---------------------------------------------------------------------
-
-_WIDTH, _HEIGHT, _STEP = 2.6, 1.15, 3.2  # of a box, and from one column to the next

@@ -8,33 +8,46 @@ from matplotlib.figure import Figure
 
 from rlhf_edu.experiments.exam import Answers
 from rlhf_edu.experiments.plots import COLOURS, NAMES
+from rlhf_edu.experiments.tables import text_table
+
+HEAD = ("stage", "gold", "helpful", "truthful", "harmless", "words", "win vs SFT", "KL")
+HEAD += ("web loss", "table", "story", "labels", "parameters", "min")
 
 
 def table(report: dict[str, Any]) -> str:
     """The ladder as text, one stage a line."""
-    head = (
-        f"{'stage':<17}{'gold':>19}{'helpful':>8}{'truthful':>9}{'harmless':>9}{'words':>6}"
-        f"{'win vs SFT':>19}{'KL':>6}{'web loss':>9}{'table':>6}{'story':>6}{'labels':>13}"
-        f"{'parameters':>11}{'min':>6}"
-    )
-    lines = [head, "-" * len(head)]
-    for r in report["stages"] + report["beside"]:
-        gold = f"{r['gold']:.2f} [{r['gold_low']:.2f}, {r['gold_high']:.2f}]"
-        wins = f"{r['win_rate']:.0%} [{r['win_rate_low']:.0%}, {r['win_rate_high']:.0%}]"
-        kl = "–" if r["kl"] is None else f"{r['kl']:.1f}"
-        lines.append(
-            f"{r['stage']:<17}{gold:>19}{r['helpful']:>8.2f}{r['truthful']:>9.2f}"
-            f"{r['harmless']:>9.2f}{r['words']:>6.1f}{wins:>19}{kl:>6}{r['web_loss']:>9.3f}"
-            f"{r['skills']['table']:>6.2f}{r['skills']['story']:>6.2f}"
-            f"{_budget(r['labels']):>13}{r['parameters']:>11,}{r['minutes']:>6.1f}"
-        )
-    lines += [
+    cells = [_cells(row) for row in report["stages"] + report["beside"]]
+    head, *rows = text_table([HEAD, *cells])
+    lines = [
+        head,
+        "-" * len(head),
+        *rows,
         "",
         "KL: to the SFT model, nats per answer. labels: demonstrations + rankings. min: of "
         f"training; the reward model, counted apart, took {report['minutes']['reward_model']:.1f}.",
         *_about_reward_model(report["reward_model"]),
     ]
     return "\n".join(lines)
+
+
+def _cells(r: dict[str, Any]) -> tuple[str, ...]:
+    """A stage in the table."""
+    return (
+        r["stage"],
+        f"{r['gold']:.2f} [{r['gold_low']:.2f}, {r['gold_high']:.2f}]",
+        f"{r['helpful']:.2f}",
+        f"{r['truthful']:.2f}",
+        f"{r['harmless']:.2f}",
+        f"{r['words']:.1f}",
+        f"{r['win_rate']:.0%} [{r['win_rate_low']:.0%}, {r['win_rate_high']:.0%}]",
+        "–" if r["kl"] is None else f"{r['kl']:.1f}",
+        f"{r['web_loss']:.3f}",
+        f"{r['skills']['table']:.2f}",
+        f"{r['skills']['story']:.2f}",
+        _budget(r["labels"]),
+        f"{r['parameters']:,}",
+        f"{r['minutes']:.1f}",
+    )
 
 
 def _about_reward_model(found: dict[str, float]) -> list[str]:

@@ -11,25 +11,32 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_edu import data_folder
-from rlhf_edu.data import Ranking, read_rankings
+from rlhf_edu.data import Ranking
+from rlhf_edu.experiments import grid
 from rlhf_edu.experiments.bases import BASES
 from rlhf_edu.experiments.exam import reward_accuracy
-from rlhf_edu.experiments.grid import Cells, Finding, above, each_seed, run_grid
 from rlhf_edu.experiments.ladder import Ladder, Recipe, gold_ranks
-from rlhf_edu.intervals import bootstrap, win_rate
-from rlhf_edu.models import count_parameters, load_policy
+from rlhf_edu.experiments.shipped import Shipped
+from rlhf_edu.experiments.tables import text_table
+from rlhf_edu.intervals import Estimate, bootstrap, win_rate
+from rlhf_edu.models import count_parameters
+
+COLUMNS = {"base": "base", "sft": "SFT", "labels": "RM against labels", "gold": "RM, gold"}
 
 
-def measure(size: str, seed: int) -> dict[str, Any]:
-    """Gold of each test answer as base and after SFT, and the reward model's accuracies."""
-    ladder = Ladder(seed, recipe=Recipe(size=size), quiet=True)
+def measure(kind: str, setting: None, seed: int, device: str = "cpu") -> dict[str, Any]:
+    """Gold of each test answer as base and after SFT, and the reward model's accuracies.
+
+    `kind` is the size.
+    """
+    shipped = Shipped(device)
+    ladder = Ladder(seed, recipe=Recipe(size=kind), quiet=True, device=device)
     ladder.base()
     ladder.supervised()
     gold = {name: ladder.answer(ladder.models[name], ladder.test).gold for name in ("base", "sft")}
-    ladder.rankings = read_rankings(data_folder() / "rankings.jsonl")
+    ladder.rankings = shipped.rankings
     ladder.train_reward_model()
-    unseen = _unseen()
+    unseen = _unseen(shipped)
     by_gold = [replace(r, ranks=gold_ranks(ladder.judge, r)) for r in unseen]
     model, tokenizer = ladder.models["reward_model"], ladder.tokenizer
     return {
@@ -40,30 +47,34 @@ def measure(size: str, seed: int) -> dict[str, Any]:
     }
 
 
-def _unseen() -> list[Ranking]:
+def _unseen(shipped: Shipped) -> list[Ranking]:
     """Rankings of the shipped SFT model's answers to validation prompts."""
-    ladder = Ladder(0, quiet=True)
+    ladder = Ladder(0, quiet=True, device=str(shipped.device))
     ladder.base()
-    ladder.models["sft"] = load_policy(data_folder() / "models" / "sft-1M")
+    ladder.models["sft"] = shipped.load("sft")
     return ladder.collect_rankings(ladder.validation, 1000)
 
 
-def run(seeds: int) -> str:
+def run(seeds: int, device: str = "cpu") -> str:
     """Run what is missing and return the table."""
-    keys = {f"{size} seed {seed}": (size, seed) for size in BASES for seed in range(seeds)}
-    cells = {key: (lambda pair=pair: measure(*pair)) for key, pair in keys.items()}
-    found = run_grid("sizes", f"python -m rlhf_edu experiment sizes --seeds {seeds}", cells)
-    by_size = {size: each_seed(found, size) for size in BASES}
-    columns = {"base": "base", "sft": "SFT", "labels": "RM against labels", "gold": "RM, gold"}
-    head = "".join(f"{title:>22}" for title in columns.values())
-    lines = [f"{'size':<7}{'parameters':>11}{head}"]
-    for size, rows in by_size.items():
-        estimates = "".join(f"{bootstrap(_by_prompt(rows, key))!s:>22}" for key in columns)
-        lines.append(f"{size:<7}{rows[0]['parameters']:>11,}{estimates}")
-    small, large = by_size[list(by_size)[0]], by_size[list(by_size)[-1]]
-    wins = win_rate(_by_prompt(small, "sft"), _by_prompt(large, "base"))
-    lines.append(f"Win rate of the smallest model after SFT over the largest base: {wins}")
-    return "\n".join(lines)
+    cells = grid.by_seed(dict.fromkeys(BASES, ()), seeds)
+    found = grid.run_experiment("sizes", measure, cells, seeds, device)
+    lines: list[list[Any]] = [["size", "parameters", *COLUMNS.values()]]
+    for size in BASES:
+        runs = grid.each_seed(found, size)
+        estimates = [bootstrap(_by_prompt(runs, key)) for key in COLUMNS]
+        lines.append([size, f"{runs[0]['parameters']:,}", *estimates])
+    table = text_table(lines, (7, 11, 22, 22, 22, 22))
+    smallest = next(iter(BASES))
+    wins = "Win rate of the smallest model after SFT over the largest base: "
+    return "\n".join([*table, wins + str(_win_rate(found, smallest))])
+
+
+def _win_rate(cells: grid.Cells, size: str) -> Estimate:
+    """Of a size after SFT over the largest base."""
+    *_, largest = BASES
+    ours, theirs = grid.each_seed(cells, size), grid.each_seed(cells, largest)
+    return win_rate(_by_prompt(ours, "sft"), _by_prompt(theirs, "base"))
 
 
 def _by_prompt(rows: list[dict[str, Any]], key: str) -> list[float]:
@@ -71,17 +82,17 @@ def _by_prompt(rows: list[dict[str, Any]], key: str) -> list[float]:
     return np.mean([row[key] for row in rows], axis=0).tolist()
 
 
-def _small_beats_large(cells: Cells) -> tuple[str, str]:
-    small, middle, large = (each_seed(cells, size) for size in BASES)
-    base = _by_prompt(large, "base")
-    wins, also = (win_rate(_by_prompt(rows, "sft"), base) for rows in (small, middle))
-    ratios = [large[0]["parameters"] / rows[0]["parameters"] for rows in (small, middle)]
-    said = f"win rate {wins} after SFT against a base {ratios[0]:.0f} times larger"
-    return f"{said}; {also} against one {ratios[1]:.0f} times larger", above(wins, 0.5)
+def _small_beats_large(cells: grid.Cells) -> tuple[str, str]:
+    small, middle, large = BASES
+    parameters = {size: grid.each_seed(cells, size)[0]["parameters"] for size in BASES}
+    wins, also = _win_rate(cells, small), _win_rate(cells, middle)
+    times, fewer = (parameters[large] / parameters[size] for size in (small, middle))
+    said = f"win rate {wins} after SFT against a base {times:.0f} times larger"
+    return f"{said}; {also} against one {fewer:.0f} times larger", grid.above(wins, 0.5)
 
 
 FINDINGS = [
-    Finding(
+    grid.Finding(
         "F3",
         "the smallest tuned model beats the largest base",
         "1.3B InstructGPT preferred to 175B GPT-3, more than 100 times larger",
