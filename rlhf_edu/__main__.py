@@ -13,6 +13,7 @@ from typing import Any
 from rlhf_edu.experiments import EXPERIMENTS
 
 STAGES = ("base", "sft", "ppo", "ppo_ptx", "dpo")  # of chat
+DEVICES = ("auto", "cpu", "cuda")
 
 TRAINERS = {
     "sft": "Fine-tune a model on demonstrations.",
@@ -26,8 +27,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rlhf_edu", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def command(name: str, text: str, more: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=f"{text} {more}")
+    def command(name: str, text: str, more: str, device: bool = True) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text} {more}")
+        if device:
+            where = "Where to compute (default: cpu)."
+            added.add_argument("--device", choices=DEVICES, default="cpu", help=where)
+        return added
 
     ladder = command("ladder", "Train every stage and print the table.", "It takes minutes.")
     ladder.add_argument("--seed", type=int, default=0, help="Of training (default: 0).")
@@ -53,10 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     more = "It takes minutes."
     _bench_options(command("bench", "Measure speed and memory, alone or beside TRL's.", more))
     more = "It reads stored results, in seconds."
-    command("findings", "Print what the papers found, and what happened here.", more)
-    books = command(
-        "notebooks", "Run the notebooks, or derive editions of them.", "It takes minutes."
-    )
+    command("findings", "Print what the papers found, and what happened here.", more, device=False)
+    text = "Run the notebooks, or derive editions of them."
+    books = command("notebooks", text, "It takes minutes.", device=False)
     books.add_argument("what", choices=["execute", "handouts", "slides"], help="What to do.")
     books.add_argument("names", nargs="*", help="Which, such as 05; without any, all of them.")
     books.add_argument("--reveal-prefix", metavar="URL", help="For slides: where reveal.js is.")
@@ -68,7 +72,6 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     add("--against", choices=["trl"], help="Measure TRL in turns with us.")
     add("--trl-python", type=Path, metavar="PATH", help="A Python that has TRL.")
     add("--trl-ppo-python", type=Path, metavar="PATH", help="A Python with trl==1.12.0.")
-    add("--device", choices=["cpu", "cuda"], default="cpu", help="Where (default: cpu).")
     stages = ["sft", "reward", "dpo", "ppo", "rloo", "race", "growth", "real"]
     add("--stage", choices=stages, help="What to measure; without it, all trainers.")
     add("--size", choices=["2M", "4M", "8M", "17M", "87M", "309M"], help="Of the model.")
@@ -133,11 +136,11 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
     elif options.command == "build":
         from rlhf_edu.experiments.build import build
 
-        build(options.only)
+        build(options.only, options.device)
     elif options.command == "experiment":
         from rlhf_edu.experiments.findings import experiment
 
-        print(experiment(options.name).run(options.seeds))
+        print(experiment(options.name).run(options.seeds, options.device))
     elif options.command == "bench":
         print(_bench(options))
     elif options.command == "findings":
@@ -149,7 +152,7 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
     else:
         from rlhf_edu.course.chat import chat
 
-        chat(options.stage, options.prompt, options.greedy)
+        chat(options.stage, options.prompt, options.greedy, options.device)
     return 0
 
 
@@ -178,7 +181,7 @@ def _ladder(options: argparse.Namespace) -> None:
     from rlhf_edu.experiments.report import side_by_side, table
     from rlhf_edu.files import write_text
 
-    ladder = Ladder(options.seed, options.world_seed, options.from_scratch)
+    ladder = Ladder(options.seed, options.world_seed, options.from_scratch, device=options.device)
     report = ladder.run()
     try:  # the file first: a terminal can fail too, and neither may lose what took minutes
         if options.json:

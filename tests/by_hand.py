@@ -162,6 +162,7 @@ def assert_every_setting_matters(
 
 def _differs(run: Run, known: list[list[Tensor]]) -> bool:
     for found, expected in itertools.zip_longest(run, known):
-        if not found or not expected or distance(weights(found[0]), expected) > 10 * TOLERANCE:
+        ours = weights(found[0]) if found else []
+        if len(ours) != len(expected or []) or distance(ours, expected) > 10 * TOLERANCE:
             return True
     return False

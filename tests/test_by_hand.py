@@ -26,13 +26,16 @@ from by_hand import (
 from torch import Tensor
 
 from rlhf_edu.data import Demonstration, Ranking
-from rlhf_edu.dpo import LOSSES, DPOConfig, train_dpo
+from rlhf_edu.dpo import PREFERENCES, DPOConfig, train_dpo
 from rlhf_edu.losses import (
     bradley_terry_loss,
     dpo_loss,
+    hinge_loss,
     ipo_loss,
     length_normalised_dpo_loss,
+    orpo_loss,
     ptx_loss,
+    simpo_loss,
 )
 from rlhf_edu.models import scalar_model_from
 from rlhf_edu.ppo import PPOConfig
@@ -54,6 +57,7 @@ PRETRAIN = PretrainConfig(
     weight_decay=0.2,
     betas=(0.8, 0.97),
     max_norm=2.6,
+    micro_batch=2,
     seed=7,
 )
 
@@ -78,8 +82,7 @@ def test_pretraining_by_hand() -> None:
     for config in (PRETRAIN, PretrainConfig(steps=9, batch_size=3, warmup=3)):
         model, history = pretrain(by_hand.llama(), BLOCKS, config)
         assert_same([model], history, pretrain_by_hand(config))
-    elsewhere = ELSEWHERE - {"micro_batch"}
-    assert_every_setting_matters(pretrain_by_hand, [PRETRAIN], elsewhere, {"steps": 3})
+    assert_every_setting_matters(pretrain_by_hand, [PRETRAIN], ELSEWHERE, {"steps": 3})
 
 
 # --- SFT ---------------------------------------------------------------------------------------
@@ -207,16 +210,22 @@ DPO = DPOConfig(
     seed=7,
     same_start=False,
 )
-DPO_CONFIGS = [DPO] + [replace(DPO, loss=loss, label_smoothing=0.0) for loss in LOSSES[1:]]
+PLAIN = replace(DPO, label_smoothing=0.0)
+DPO_CONFIGS = {name: replace(PLAIN, loss=name) for name in PREFERENCES}
+DPO_CONFIGS |= {"dpo": DPO, "simpo": replace(PLAIN, loss="simpo", margin=0.4)}
 
 
 def preference_loss(config: DPOConfig, *pairs: Tensor) -> tuple[Tensor, ...]:
     sums, lengths = pairs[:4], pairs[4:]
-    if config.loss == "dpo":
-        return dpo_loss(*sums, config.beta, config.label_smoothing)
-    if config.loss == "ipo":
-        return ipo_loss(*sums, config.beta)
-    return length_normalised_dpo_loss(*sums, *lengths, config.beta)
+    formulas = {
+        "dpo": lambda: dpo_loss(*sums, config.beta, config.label_smoothing),
+        "ipo": lambda: ipo_loss(*sums, config.beta),
+        "hinge": lambda: hinge_loss(*sums, config.beta),
+        "length-normalised": lambda: length_normalised_dpo_loss(*sums, *lengths, config.beta),
+        "simpo": lambda: simpo_loss(*sums[:2], *lengths, config.beta, config.margin),
+        "orpo": lambda: orpo_loss(*sums[:2], *lengths, config.beta),
+    }
+    return formulas[config.loss]()
 
 
 def dpo_by_hand(config: DPOConfig) -> Run:
@@ -247,7 +256,7 @@ def dpo_by_hand(config: DPOConfig) -> Run:
         yield [policy], record
 
 
-@pytest.mark.parametrize("config", DPO_CONFIGS, ids=LOSSES)
+@pytest.mark.parametrize("config", DPO_CONFIGS.values(), ids=DPO_CONFIGS)
 def test_dpo_by_hand(config: DPOConfig) -> None:
     policy, history = train_dpo(by_hand.llama(), by_hand.llama(3), TOK, RANKINGS, config)
     assert_same([policy], history, dpo_by_hand(config))
@@ -255,7 +264,7 @@ def test_dpo_by_hand(config: DPOConfig) -> None:
 
 def test_every_setting_of_dpo_matters() -> None:
     # same_start: see test_step0.py.
-    assert_every_setting_matters(dpo_by_hand, DPO_CONFIGS, ELSEWHERE | {"same_start"})
+    assert_every_setting_matters(dpo_by_hand, [*DPO_CONFIGS.values()], ELSEWHERE | {"same_start"})
 
 
 # --- all configurations ------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 from by_hand import TOK, encode_answer, encode_prompt
 
 from rlhf_edu.data import Demonstration, Ranking
-from rlhf_edu.dpo import LOSSES, DPOConfig, train_dpo
+from rlhf_edu.dpo import PREFERENCES, DPOConfig, train_dpo
 from rlhf_edu.losses import kwise_loss
 from rlhf_edu.models import scalar_head, scalar_model_from
 from rlhf_edu.ppo import PPOConfig, train_ppo
@@ -150,7 +150,7 @@ def test_normalising_moves_every_score_by_the_same() -> None:
 # --- DPO ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", PREFERENCES)
 @pytest.mark.parametrize("ranking", [RANKING, Ranking(PROMPT, (GOOD, BAD), (True, True), (2, 1))])
 def test_dpo_raises_the_chosen_answer_against_the_rejected(loss: str, ranking: Ranking) -> None:
     policy = tiny.llama()

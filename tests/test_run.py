@@ -20,7 +20,7 @@ from rlhf_edu import __main__, data, lora, models
 from rlhf_edu.course import chat
 from rlhf_edu.experiments import ladder
 from rlhf_edu.files import write_text
-from rlhf_edu.real import run
+from rlhf_edu.real import options, run
 from rlhf_edu.real.sources import convert_gguf, find_gguf, find_source
 from rlhf_edu.reward import score_answers
 
@@ -491,7 +491,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of every command."""
     whole = __main__._parser()
     (commands,) = whole._subparsers._group_actions
-    return {"": whole} | commands.choices | {name: run._parser(name) for name in SMALL}
+    return {"": whole} | commands.choices | {name: options.parser_of(name) for name in SMALL}
 
 
 @pytest.mark.parametrize("command", parsers())
@@ -509,7 +509,7 @@ def test_help_explains_every_option_in_a_sentence(command, capsys) -> None:
 def test_help_names_defaults_and_choices(capsys) -> None:
     assert __main__.main([]) == 0
     assert all(name in capsys.readouterr().out for name in ["findings"])
-    said = run._parser("dpo").format_help()
+    said = options.parser_of("dpo").format_help()
     for words in ("{dpo,ipo,length-normalised}", "(default: 0.0002)", "again. 0: of all.", ": 0)"):
         assert words in " ".join(said.split()), words
     assert set(__main__.STAGES) == set(chat.STAGES)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_edu.bench.job import SIZES, Job
-from rlhf_edu.experiments.shipped import device_of
+from rlhf_edu.engine.devices import device_of
 
 STAGES = ("sft", "reward", "dpo", "ppo", "rloo")
 # Demonstrations, rankings with all of their answers, or episodes per step. The shipped rankings

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import write_jsonl
+from rlhf_edu.engine.devices import device_of
 from rlhf_edu.experiments.bases import BASES, make_base
 from rlhf_edu.experiments.cards import data_card, model_card
 from rlhf_edu.experiments.ladder import Ladder
 from rlhf_edu.experiments.plots import STAGES
 from rlhf_edu.experiments.report import plot_ladder, table
-from rlhf_edu.experiments.shipped import device_of
 from rlhf_edu.files import write_text
 from rlhf_edu.models import count_parameters, load_policy, load_scalar_model, save_model
 from rlhf_edu.pretrain import lm_loss, pack

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu import data_folder
 from rlhf_edu.data import Demonstration, Prompt, Ranking, read_demonstrations, read_rankings
+from rlhf_edu.engine.devices import device_of
 from rlhf_edu.engine.loading import load_config
 from rlhf_edu.experiments.exam import Answers, answer_all
 from rlhf_edu.models import load_policy, load_scalar_model, load_tokenizer
@@ -19,20 +20,6 @@ from rlhf_edu.tinyweb.judge import Judge
 from rlhf_edu.tinyweb.labelers import Population
 from rlhf_edu.tinyweb.pages import web
 from rlhf_edu.tinyweb.prompts import make_prompts
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU if there is one.
-
-    Raises:
-        ValueError: torch sees no such device.
-    """
-    there = torch.cuda.is_available()
-    if name.startswith("cuda") and not there:
-        raise ValueError(f"device {name}: torch sees no such device here; choose auto or cpu")
-    if name == "auto":
-        name = "cuda" if there else "cpu"
-    return torch.device(name)
 
 
 class Shipped:

@@ -13,12 +13,9 @@ A run has a folder, and goes on where it was stopped when its command is given a
 import argparse
 import contextlib
 import copy
-import dataclasses
-import inspect
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -35,10 +32,11 @@ from transformers import PreTrainedModel
 
 from rlhf_edu import __version__
 from rlhf_edu.data import Demonstration, Ranking
-from rlhf_edu.dpo import LOSSES, DPOConfig, train_dpo
+from rlhf_edu.dpo import train_dpo
 from rlhf_edu.engine.chat_templates import fix_day
 from rlhf_edu.engine.checkpoints import checksum, saved_steps
-from rlhf_edu.engine.checks import Record, require_32_bits, require_tokens
+from rlhf_edu.engine.checks import Record, require_tokens
+from rlhf_edu.engine.devices import device_of
 from rlhf_edu.engine.ledger import GB, Ledger, explained, ppo_ledger
 from rlhf_edu.engine.loading import load_config
 from rlhf_edu.engine.parallel import is_main, join_others
@@ -46,7 +44,7 @@ from rlhf_edu.files import one_line_errors, write_text
 from rlhf_edu.generation import generate
 from rlhf_edu.lora import Adapter, new_adapter, put_on, save_adapter, take_off
 from rlhf_edu.models import change_kept, round_weights, save_model, scalar_model_from
-from rlhf_edu.ppo import PPOConfig, train_ppo
+from rlhf_edu.ppo import train_ppo
 from rlhf_edu.pretrain import pack
 from rlhf_edu.real.formats import (
     Loaded,
@@ -56,8 +54,8 @@ from rlhf_edu.real.formats import (
     load_prompts,
     load_rankings,
 )
+from rlhf_edu.real.options import config_of, dtypes_of, read, reward_function
 from rlhf_edu.real.sources import (
-    PROMPT_FORMATS,
     base_model,
     find_source,
     language_model,
@@ -65,132 +63,15 @@ from rlhf_edu.real.sources import (
     scalar_model,
     source_tokenizer,
 )
-from rlhf_edu.reward import RewardConfig, normalise_reward, score_answers, train_reward
+from rlhf_edu.reward import normalise_reward, score_answers, train_reward
 from rlhf_edu.roles import LoraRoles, RolesOfModels, SeparateRoles
-from rlhf_edu.sft import SFTConfig, train_sft
+from rlhf_edu.sft import train_sft
 from rlhf_edu.tokens import encode_prompt, limit_prompts
 
-CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig}
-# Real answers are longer than those of the tiny web.
-DEFAULTS = {"checkpoint_every": 50, "max_answer_tokens": 128, "max_new_tokens": 128}
-# Settings that have a flag of another name, or none.
-WITHOUT_FLAG = ("checkpoint_folder", "ptx_coef", "same_start")
 # Options that may change when a run goes on.
 FREE = ("out", "device", "checkpoint_every", "hub", "micro_batch")
-# Options that change nothing without another one.
-NEEDS = {"rank": "lora", "ptx_tokens": "ptx_data", "ptx_blocks": "ptx_data"}
 SAMPLES = 4
 ENOUGH = 0.9  # of what training changed, to be left after rounding
-
-
-# --- options -------------------------------------------------------------------------------------
-
-
-def _parser(command: str) -> argparse.ArgumentParser:
-    about = (
-        "Train, in a folder of its own. Every step says how long it took; the same command goes on "
-        "where a run was stopped."
-    )
-    prog = f"python -m rlhf_edu {command}"
-    parser = argparse.ArgumentParser(prog=prog, description=about, allow_abbrev=False)
-
-    def add(flag: str, text: str, default: Any = None, **more: Any) -> None:
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        more |= {"type": type(default)} if number else {}
-        text += "" if default is None or default is False else f" (default: {default})"
-        parser.add_argument(flag, default=default, help=text.replace("%", "%%"), **more)
-
-    add("--model", "A model's, an adapter's or a run's folder, or a hub id.", required=True)
-    formats = ".json, .jsonl, .gz, .parquet, .csv or .txt"
-    add("--data", f"A file ({formats}), a folder of them, or a hub id.", required=True)
-    add("--out", "The run's folder; the same command goes on there.", required=True, type=Path)
-    add("--lora", "Train an adapter, not the whole network.", False, action="store_true")
-    add("--rank", "Of a new adapter; with --lora, and 16 without this.", type=int)
-    add("--device", "Where to compute: auto, cpu or cuda.", "auto")
-    dtypes = ["float32", "bfloat16"]
-    add("--dtype", "Of the frozen weights below an adapter.", "float32", choices=dtypes)
-    add("--save-dtype", "Of a whole network's saved weights.", "float32", choices=dtypes)
-    add("--prompt-format", "How a prompt is written down.", "auto", choices=PROMPT_FORMATS)
-    add("--max-prompt-tokens", "Longer prompts are left out.", 256)
-    add("--limit", "Read so many rows at most; without it, all.", type=int)
-    add("--hub", "Models and data may come from the Hugging Face hub.", False, action="store_true")
-    if command == "ppo":
-        add("--reward-model", "What `reward` trained, from the same base.", required=True)
-        add("--ptx-data", "Text to mix in: a .txt file, or rows with `text`.")
-        add("--ptx-tokens", "Tokens of a block of that text.", 128)
-        add("--gamma", "Weight of that text's gradient; 0 without such text.", 0.0)
-    _add_settings(add, CONFIGS[command])
-    return parser
-
-
-def _add_settings(add: Callable[..., None], config: type) -> None:
-    """A flag for every setting of a trainer, with the explanation from its docstring."""
-    text = explanations(config)
-    for field in dataclasses.fields(config):
-        if field.name in WITHOUT_FLAG:
-            continue
-        default, more = DEFAULTS.get(field.name, field.default), {}
-        if isinstance(default, bool):
-            more = {"action": "store_true"}
-        elif default is None:
-            more = {"type": float}
-        elif field.name == "loss":
-            more = {"choices": LOSSES}
-        add(f"--{field.name.replace('_', '-')}", text[field.name], default, **more)
-
-
-def explanations(config: type) -> dict[str, str]:
-    """What the docstring of a trainer's settings says about each of them, as whole sentences."""
-    entry = r"^    (\w+(?:, \w+)*): (.+(?:\n {8}.+)*)"
-    found = re.findall(entry, inspect.getdoc(config), re.M)
-    return {
-        name: text[0].upper() + " ".join(text[1:].split())
-        for names, text in found
-        for name in names.split(", ")
-    }
-
-
-def _options(command: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the options.
-
-    Raises:
-        ValueError: one is out of range, or has no effect without another.
-    """
-    parser = _parser(command)
-    options = parser.parse_args(arguments)
-    if [] in vars(options).values():  # what argparse makes of `--limit=--`
-        parser.error("-- is no value")
-    given = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(NEEDS)))
-    for name, needed in NEEDS.items():
-        if getattr(given, name) is not None and not getattr(options, needed, None):
-            flags = [f"--{each.replace('_', '-')}" for each in (name, needed)]
-            raise ValueError(f"{flags[0]} changes nothing without {flags[1]}; give both, or none")
-    lowest = {"rank": 1, "max_prompt_tokens": 1, "limit": 1, "ptx_tokens": 2}
-    for name, least in lowest.items():
-        value = getattr(options, name, None)
-        if value is not None and not least <= value < 2**63:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} must be at least {least}, and fit in 64 bits, not {value}")
-    return options
-
-
-def _config(command: str, options: argparse.Namespace) -> Any:
-    names = [field.name for field in dataclasses.fields(CONFIGS[command])]
-    given = {name: value for name, value in vars(options).items() if name in names}
-    if command == "ppo":
-        given["ptx_coef"] = options.gamma
-    return CONFIGS[command](**given, checkpoint_folder=str(options.out / "checkpoints"))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch sees no such device here; choose auto or cpu")
-    try:
-        return torch.device(name)
-    except (RuntimeError, UnicodeError):
-        raise ValueError(f"--device {ascii(name)} is no device; choose auto, cpu or cuda") from None
 
 
 # --- a run and its folder ------------------------------------------------------------------------
@@ -206,8 +87,8 @@ class Run:
             ValueError: an option is out of range, or the folder holds another run.
         """
         self.command, self.options, self.out = command, options, options.out
-        self.config, self.device = _config(command, options), _device(options.device)
-        self.dtype, self.save_dtype = _dtypes(options)
+        self.config, self.device = config_of(command, options), device_of(options.device)
+        self.dtype, self.save_dtype = dtypes_of(options)
         settings = {k: v for k, v in vars(options).items() if k not in FREE}
         self.about: Record = {"command": command, **settings}
         files = [Path(getattr(options, name, None) or "") for name in ("data", "ptx_data")]
@@ -242,7 +123,8 @@ class Run:
                     f"{self.out} holds another run: {name} was {run.get(name)}, and is "
                     f"{value} now; choose another --out, or delete this one to start anew"
                 )
-        for name in ("model", "critic") if self.command == "ppo" else ("model",):
+        critic = getattr(self.config, "baseline", "") == "critic"
+        for name in ("model", "critic") if critic else ("model",):
             if done and not any((self.out / name).glob("*.safetensors")):
                 raise ValueError(
                     f"{file} says that the run is done, but {self.out / name} is gone; choose "
@@ -254,7 +136,7 @@ class Run:
         """The day of this run so far, or else of the reward model's, for templates with a date."""
         file = self.out / "run.json"
         day = json.loads(file.read_text(encoding="utf-8")).get("day") if file.is_file() else None
-        if day is None and self.command == "ppo":
+        if day is None and getattr(self.options, "reward_model", None):
             reward = source_tokenizer(find_source(self.options.reward_model))
             day = reward.init_kwargs.get("template_day")
         return day
@@ -455,8 +337,6 @@ def _dpo(run: Run) -> None:
 
 
 def _ppo(run: Run) -> None:
-    if bool(run.options.ptx_data) != bool(run.options.gamma):
-        raise ValueError("ppo: --ptx-data and --gamma go together; give both or neither")
     prompts: list[str] = run.load(load_prompts, run.config.max_new_tokens)
     shown, expected = prompts[:SAMPLES], _ledger(run)
     say(f"memory: about {expected.peak / GB:.1f} GB at most")
@@ -464,15 +344,23 @@ def _ppo(run: Run) -> None:
         roles = _roles(run)
         before = run.answers(roles.policy, shown)
         text = _blocks(run) if run.options.ptx_data else None
-        settings = run.config, run.step, text
+        settings = run.config, run.step, text, reward_function(run.options.reward_function)
         roles, history = train_ppo(roles, run.tokenizer, prompts, *settings)
-    if isinstance(roles, LoraRoles):
-        trained = {"model": roles.adapter("policy"), "critic": roles.adapter("critic")}
-    else:
-        policy = _as_saved(run, roles.policy, roles.reference)
-        trained = {"model": policy, "critic": _as_saved(run, roles.critic, roles.reward_model)}
+    trained = _policy_and_critic(run, roles)
     samples = _before_and_after(shown, before, run.answers(roles.policy, shown))
     run.finish(history, trained, samples)
+
+
+def _policy_and_critic(run: Run, roles: RolesOfModels) -> dict[str, Any]:
+    """What PPO trained, by the names of the folders that it is saved in."""
+    critic = run.config.baseline == "critic"
+    if isinstance(roles, LoraRoles):
+        names = {"model": "policy", **({"critic": "critic"} if critic else {})}
+        return {folder: roles.adapter(role) for folder, role in names.items()}
+    trained = {"model": _as_saved(run, roles.policy, roles.reference)}
+    if critic:
+        trained["critic"] = _as_saved(run, roles.critic, roles.reward_model)
+    return trained
 
 
 def _ledger(run: Run) -> Ledger:
@@ -486,24 +374,28 @@ def _ledger(run: Run) -> Ledger:
 
 
 def _roles(run: Run) -> RolesOfModels:
-    """Four networks, or, with --lora, four adapters on one."""
-    reward, loading = find_source(run.options.reward_model), (run.device, run.dtype)
-    require_same_vocabulary(run.source, reward)
+    """The networks of PPO, or, with --lora, adapters on one; without a critic for RLOO and GRPO."""
+    loading, critic = (run.device, run.dtype), run.config.baseline == "critic"
+    reward = find_source(run.options.reward_model) if run.options.reward_model else None
+    if reward:
+        require_same_vocabulary(run.source, reward)
     if not run.options.lora:
         policy = language_model(run.source, run.tokenizer, *loading)
-        return SeparateRoles(policy, scalar_model(reward, *loading))
-    if reward.adapter is None or not _same(reward.base, run.source.base):
+        judge = scalar_model(reward, *loading) if reward else None
+        return SeparateRoles(policy, judge, use_critic=critic)
+    if reward and (reward.adapter is None or not _same(reward.base, run.source.base)):
         raise ValueError(
             f"ppo --lora has one model for all roles, {run.source.base}, but the reward model "
             f"{reward.name} is not an adapter for it; train one: python -m rlhf_edu reward --lora "
             f"--model {run.options.model}, or leave out --lora"
         )
     base = base_model(run.source, run.tokenizer, *loading)
-    if run.source.adapter:
-        return LoraRoles(base, run.source.adapter, reward.adapter)
-    fresh = new_adapter(base, run.rank, seed=run.config.seed)
-    adapter = take_off(fresh)
-    return LoraRoles(fresh.unload(), adapter, reward.adapter)
+    adapter, judge = run.source.adapter, reward.adapter if reward else None
+    if adapter is None:
+        fresh = new_adapter(base, run.rank, seed=run.config.seed)
+        adapter = take_off(fresh)
+        base = fresh.unload()
+    return LoraRoles(base, adapter, judge, use_critic=critic)
 
 
 def _same(base: str, other: str) -> bool:
@@ -514,20 +406,6 @@ def _same(base: str, other: str) -> bool:
 
 def _blocks(run: Run) -> Tensor:
     return pack(run.tokenizer, load_pages(run.options.ptx_data), run.options.ptx_tokens)
-
-
-def _dtypes(options: argparse.Namespace) -> tuple[torch.dtype, torch.dtype | None]:
-    """The dtypes of weights in training, and on disk: None, as in training.
-
-    Raises:
-        ValueError: whole networks would be trained in 16 bits, or adapters saved in them.
-    """
-    dtype, saved = getattr(torch, options.dtype), getattr(torch, options.save_dtype)
-    if options.lora and saved != torch.float32:
-        raise ValueError("--save-dtype is for whole networks; leave it out: adapters are small")
-    if not options.lora:
-        require_32_bits(dtype)
-    return dtype, None if saved == torch.float32 else saved
 
 
 def _start(run: Run, model: PreTrainedModel) -> PreTrainedModel | None:
@@ -593,7 +471,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def main(command: str, arguments: Sequence[str]) -> int:
     """Run one of the four commands; returns the exit code, 130 for a run that was stopped."""
-    options = _options(command, arguments)
+    options = read(command, arguments)
     join_others()
     with contextlib.ExitStack() as stack:
         if not is_main():

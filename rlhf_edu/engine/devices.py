@@ -1,0 +1,20 @@
+"""Which device a name stands for."""
+
+import torch
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device, or torch does not see it.
+    """
+    there = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if there else "cpu"
+    if name.startswith("cuda") and not there:
+        raise ValueError(f"--device {name}: torch sees no such device here; choose auto or cpu")
+    try:
+        return torch.device(name)
+    except (RuntimeError, UnicodeError):
+        raise ValueError(f"--device {ascii(name)} is no device; choose auto, cpu or cuda") from None
