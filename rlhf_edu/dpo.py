@@ -22,9 +22,7 @@ from rlhf_edu.engine.checks import (
     require_between,
     require_positive,
     require_some,
-    require_sound,
     require_tokens,
-    require_vocabulary,
     step_0_tolerance,
 )
 from rlhf_edu.engine.economy import economy
@@ -40,7 +38,7 @@ from rlhf_edu.losses import (
     orpo_loss,
     simpo_loss,
 )
-from rlhf_edu.models import require_kind
+from rlhf_edu.models import require_fit
 
 
 @dataclass(frozen=True)
@@ -239,9 +237,11 @@ def _flat(lists: Iterable[list[Tensor]]) -> list[Tensor]:
 
 
 def own_preference(loss: Callable[..., Any]) -> Preference:
-    """A function with the arguments of `losses.dpo_loss` as a `Preference`.
+    """A function of your own as a `Preference`.
 
-    It may return the loss alone; the rewards are then those of DPO, beta * log-ratio.
+    It takes (policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta), log-probs (N,) of
+    whole answers in nats, and returns the three results of `losses.dpo_loss`, or the loss alone:
+    the rewards are then those of DPO, beta * log-ratio.
     """
 
     def with_rewards(pairs: Pairs, config: DPOConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -258,8 +258,7 @@ def own_preference(loss: Callable[..., Any]) -> Preference:
 def check_step_0(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    part: Sequence[Group],
-    longest: Group,
+    groups: Sequence[Group],
     pairs: Pairs,
     preference: Preference,
     config: DPOConfig,
@@ -267,17 +266,16 @@ def check_step_0(
     """Before the first update the policy is the reference: margins are 0 and the loss is known.
 
     Args:
-        part: the groups of the first batch.
-        longest: that of all batches.
-        pairs: what `part` gave.
+        groups: those of the first batch, and the longest of all.
+        pairs: what the first batch gave.
 
     Raises:
         RuntimeError: it is not so; the message names likely causes.
     """
     # 1. Are the policy's log-probs right?
-    checked, pad_id = [*part, longest], tokenizer.pad_token_id
-    answers = [(group.prompt, answer) for group in checked for answer in group.answers]
-    check_logprobs(policy, lambda: _flat(answer_logprobs(policy, checked, pad_id)), answers)
+    pad_id = tokenizer.pad_token_id
+    answers = [(group.prompt, answer) for group in groups for answer in group.answers]
+    check_logprobs(policy, lambda: _flat(answer_logprobs(policy, groups, pad_id)), answers)
     loss, up, down = preference.loss(pairs, config)
     found = f"loss {loss.item():.4f}, margin {(up - down).mean().item():.2g}"
     if not preference.needs_reference:
@@ -315,43 +313,34 @@ def train_dpo(
     """Train a policy, in place, to prefer what the labelers preferred. Taught in chapter 09.
 
     Args:
-        policy: usually a copy of the SFT model.
-        reference: usually the SFT model; used before training only, so it may be the policy.
+        policy, reference: usually the SFT model, twice; the reference is used before training only.
         rankings: K answers to each prompt, ranked; every two that are not tied make a pair.
         config, on_step: settings, and what is called with the record of each step.
-        loss: your own function in the place of `config.loss`: from (policy_chosen,
-            policy_rejected, ref_chosen, ref_rejected, beta), log-probs (N,) of whole answers in
-            nats, to the loss, a scalar, or to the three results of `losses.dpo_loss`.
-        on_phase: called with "reference" and "training" when these begin.
+        loss: your own in the place of `config.loss`, see `own_preference`.
+        on_phase: called with "reference" and "training" as each begins.
 
     Returns:
-        The policy, and one record per step, until the end or an interrupt: step, epoch, loss, what
-        `diagnostics` says, lr, norm, seconds, step_0.
+        The policy, and one record per step: loss, lr, norm, seconds, and what `diagnostics` says.
 
     Raises:
         ValueError: there are no rankings, or no two different answers that are not tied.
-        RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
-            `checks.require_progress` stopped the run.
+        RuntimeError: NaN or infinity somewhere, or a check stopped the run.
     """
     config = config or DPOConfig()
     preference = own_preference(loss) if loss else PREFERENCES[config.loss]
     groups = make_groups(tokenizer, rankings, config.max_answer_tokens)
-    lengths = [group.longest for group in groups]
-    for model, name in ((policy, "policy"), (reference, "reference")):
-        require_kind(model, f"train_dpo: the {name}")
-        require_vocabulary(model, tokenizer, f"train_dpo: the {name}")
-        require_sound(model, "train_dpo", max(lengths))
+    lengths, pad_id = [group.longest for group in groups], tokenizer.pad_token_id
+    for model, role in ((policy, "policy"), (reference, "reference")):
+        require_fit(model, tokenizer, "train_dpo", max(lengths), role)
     # The reference never changes: one pass over the data before training is all it has to do.
     begin(on_phase, "reference")
     references = [torch.zeros(len(group.answers)) for group in groups]
-    if preference.needs_reference:
-        with economy(config, reference):
+    with economy(config, reference):
+        if preference.needs_reference:
             references = reference_sums(reference, tokenizer, groups)
     optimizer = make_optimizer(policy.parameters(), config.lr, config.weight_decay)
-    loop = Loop(
-        config, policy, {"model": optimizer}, groups, tokenizer, on_step, frozen=[reference]
-    )
-    longest = max(groups, key=lambda group: group.longest)
+    optimizers = {"model": optimizer}
+    loop = Loop(config, policy, optimizers, groups, tokenizer, on_step, frozen=[reference])
     begin(on_phase, "training")
     with loop:
         for batch in loop.by_length(lengths, [len(group.pairs) for group in groups]):
@@ -359,19 +348,15 @@ def train_dpo(
             part = [groups[i] for i in batch.rows]
             theirs = torch.cat([references[i] for i in batch.rows]).to(policy.device)
             with economy(config, policy):
-                answers = _flat(answer_logprobs(policy, part, tokenizer.pad_token_id))
-                pairs = make_pairs(answers, theirs, part)
+                pairs = make_pairs(_flat(answer_logprobs(policy, part, pad_id)), theirs, part)
                 if batch.step == 0:
-                    loop.note(
-                        check_step_0(policy, tokenizer, part, longest, pairs, preference, config)
-                    )
+                    checked = [*part, max(groups, key=lambda group: group.longest)]
+                    loop.note(check_step_0(policy, tokenizer, checked, pairs, preference, config))
 
-            # 2. How far has the policy moved towards the chosen answers?
+            # 2. How far has it moved towards the chosen answers?
             mean, up, down = preference.loss(pairs, config)
-
             # 3. Move it a little further.
             loop.descend(batch.weight * mean)
-
             # 4. Report and save.
             loop.report(epoch=batch.epoch, **diagnostics(up, down, pairs))
     return policy, loop.history

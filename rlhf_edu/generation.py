@@ -49,8 +49,7 @@ def generate(
         seed: a number, or a generator to draw on.
         batch_size: rows at a time; memory grows with it.
         stop: a text, such as a line break, whose first token ends an answer too.
-        static: compute in shapes that never change, see `_sample_static`, if the model can; the
-            samples are the same up to rounding. None: on a GPU.
+        static: compute in shapes that never change, if the model can; None: on a GPU.
 
     Returns:
         B rows in the order of the prompts; with temperature 0 the log-probs are those at 1.
@@ -74,17 +73,23 @@ def generate(
     static = model.device.type == "cuda" if static is None else static
     sample = _sample_static if static and _has_static_cache(model) else _sample
 
-    parts, order, mine = [], [], share(range(len(rows)))
-    for part in parts_by_length([len(rows[i]) for i in mine], batch_size):
-        chosen = [mine[i] for i in part]
-        order += chosen
-        ids, mask = pad_left([rows[i] for i in chosen], tokenizer.pad_token_id)
-        ids, mask = ids.to(model.device), mask.to(model.device)
-        parts.append(sample(model, ids, mask, uniforms[chosen], temperature, ends))
+    # Prompts of like length together, since padding costs as much as text; then back into order.
+    pad_id, parts, order = tokenizer.pad_token_id, [], []
+    for numbers in _by_length(rows, batch_size):
+        padded = pad_left([rows[i] for i in numbers], pad_id)
+        ids, mask = (tensor.to(model.device) for tensor in padded)
+        parts.append(sample(model, ids, mask, uniforms[numbers], temperature, ends))
+        order += numbers
     parts = gathered(parts, model.device)
     order = torch.cat(gathered([torch.tensor(order, dtype=torch.long)], model.device))
-    back = order.argsort().to(model.device)
-    return replace(_stack(parts, tokenizer.pad_token_id).rows(back), stop=stop)
+    return replace(_stack(parts, pad_id).rows(order.argsort().to(model.device)), stop=stop)
+
+
+def _by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Numbers of this process' rows, in parts of `size`, the shortest first."""
+    mine = share(range(len(rows)))
+    parts = parts_by_length([len(rows[i]) for i in mine], size)
+    return [[mine[i] for i in part] for part in parts]
 
 
 def _require_room(model: PreTrainedModel, prompt: int, answer: int) -> None:

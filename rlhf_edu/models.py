@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_edu.engine.checks import require_sound, require_vocabulary
 from rlhf_edu.engine.loading import load_language_model, load_scalar, scalar_class
 from rlhf_edu.files import new_folder, write_text
 from rlhf_edu.losses import token_logprobs
@@ -150,6 +151,23 @@ def require_kind(model: PreTrainedModel, what: str, scalar: bool = False) -> Non
             "models.scalar_model_from, and train it with train_reward"
         )
     raise ValueError(f"{what} must be a language model, and is a reward model, with a head")
+
+
+def require_fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    trainer: str,
+    longest: int,
+    role: str = "model",
+    scalar: bool = False,
+) -> None:
+    """Raise ValueError or RuntimeError unless a model can take a role in a trainer.
+
+    It must be of the right kind, know the tokenizer's words, be sound, and read the longest row.
+    """
+    require_kind(model, f"{trainer}: the {role}", scalar)
+    require_vocabulary(model, tokenizer, f"{trainer}: the {role}")
+    require_sound(model, trainer, longest)
 
 
 def scalar_head(model: PreTrainedModel) -> nn.Linear:

@@ -1,6 +1,6 @@
 """PPO against a reward model, with a KL penalty per token; PPO-ptx (InstructGPT 3.5, C.4)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -268,20 +268,7 @@ def check_step_0(
         RuntimeError: it is not so; the message names likely causes.
     """
     # 1. Does an answer that ended count its end-of-text, once and last, and no padding?
-    ending = torch.isin(rollout.response, torch.tensor(ends, device=rollout.response.device))
-    ending = ending & rollout.mask.bool()
-    last = ending.gather(1, rollout.lengths[:, None].clamp(min=1) - 1).squeeze(1)
-    if (ending.sum(1) != rollout.ended.long()).any() or not last[rollout.ended].all():
-        raise RuntimeError(
-            "step 0: answers do not end at their first end-of-text; padding is scored, or "
-            "end-of-text is taken for padding (pad = EOS confusion): make masks from lengths"
-        )
-    verdict = "ok: "
-    if not rollout.ended.any():
-        verdict = (
-            f"look: no answer ended within {config.max_new_tokens} tokens; raise max_new_tokens, "
-            "or train the policy to end its answers (SFT); "
-        )
+    verdict = _about_ends(rollout, ends, config)
     # 2. Who learns, and does it agree with itself?
     experience = evaluate_rollout(roles, rollout, config, scores)
     part = rollout.rows(slice(0, config.minibatch))
@@ -314,6 +301,28 @@ def check_step_0(
             "temperature; if they are meant to differ, set PPOConfig.same_start=False"
         )
     return {"step_0": f"{verdict}ratio 1, KL 0"}
+
+
+def _about_ends(rollout: Rollout, ends: int | list[int], config: PPOConfig) -> str:
+    """The words "ok: ", or a remark if no answer ended.
+
+    Raises:
+        RuntimeError: an end is not where an answer ends.
+    """
+    ending = torch.isin(rollout.response, torch.tensor(ends, device=rollout.response.device))
+    ending = ending & rollout.mask.bool()
+    last = ending.gather(1, rollout.lengths[:, None].clamp(min=1) - 1).squeeze(1)
+    if (ending.sum(1) != rollout.ended.long()).any() or not last[rollout.ended].all():
+        raise RuntimeError(
+            "step 0: answers do not end at their first end-of-text; padding is scored, or "
+            "end-of-text is taken for padding (pad = EOS confusion): make masks from lengths"
+        )
+    if rollout.ended.any():
+        return "ok: "
+    return (
+        f"look: no answer ended within {config.max_new_tokens} tokens; raise max_new_tokens, or "
+        "train the policy to end its answers (SFT); "
+    )
 
 
 def check_progress(history: list[Record], config: PPOConfig) -> None:
@@ -423,9 +432,7 @@ def train_ppo(
     formulas: Formulas = FORMULAS,
     on_phase: OnPhase | None = None,
 ) -> tuple[Roles, list[Record]]:
-    """Train the policy and the critic of `roles`, in place: rollout, evaluation, optimisation.
-
-    Taught in chapter 06; with pretraining text in 08, without a critic in 12.
+    """Train policy and critic, in place: rollout, evaluation, optimisation. Taught in chapter 06.
 
     Args:
         roles: policy, reference, reward model and critic.
@@ -433,20 +440,18 @@ def train_ppo(
         config, on_step: settings, and what is called with the record of each step.
         ptx_blocks: (N, T) pretraining text, needed if `config.ptx_coef` is not 0.
         reward: from n prompts and n answers, as texts, to n scores, instead of the reward model.
-        formulas: your own in the place of the package's, as `Formulas(policy_loss=mine)`.
+        formulas: your own, as `Formulas(policy_loss=mine)`.
         on_phase: called with "rollout", "evaluation" and "optimisation" as each begins.
 
     Returns:
         The roles, and one record per step, until the end or Ctrl-C; see `summarise`.
 
     Raises:
-        ValueError: no prompts, a prompt too long, or ptx_coef without ptx_blocks.
-        RuntimeError: NaN or infinity somewhere, or `check_step_0`, `check_progress` or
-            `checks.require_progress` stopped the run.
+        ValueError: a role, prompts or ptx_blocks are missing, or a prompt is too long.
+        RuntimeError: NaN or infinity somewhere, or a check stopped the run.
     """
     config = config or PPOConfig()
-    _require_roles(roles, config, reward)
-    ids = _prepare(roles, tokenizer, prompts, config, ptx_blocks)
+    ids = _prepare(roles, tokenizer, prompts, config, ptx_blocks, reward)
     optimizers, ends = _make_optimizers(roles, config), ending_ids(roles.policy, tokenizer)
     random, queue = torch.Generator().manual_seed(config.seed), []
     loop = _loop(roles, tokenizer, config, optimizers, [ids, ptx_blocks], random, queue, on_step)
@@ -455,9 +460,7 @@ def train_ppo(
             # 1. Rollout: the policy answers a batch of prompts.
             begin(on_phase, "rollout")
             drawn = _draw_prompts(queue, len(ids), config, random)
-            asked, limits = [ids[i] for i in drawn], (config.max_new_tokens, config.temperature)
-            with economy(config, roles.policy):
-                rollout = generate(roles.policy, tokenizer, asked, *limits, random)
+            rollout = _answer(roles, tokenizer, [ids[i] for i in drawn], config, random)
 
             # 2. Evaluation: reward model, reference and critic say what each token was worth.
             begin(on_phase, "evaluation")
@@ -468,17 +471,15 @@ def train_ppo(
 
             # 3. Optimisation: a few careful steps uphill.
             begin(on_phase, "optimisation")
-            scale, updates = warmup_constant(step, config.warmup), []
-            for _ in range(config.epochs):
-                for rows in torch.randperm(len(rollout), generator=random).split(config.minibatch):
-                    text = _pretraining_text(ptx_blocks, config, random)
-                    updates.append(
-                        learn(roles, experience, rows, optimizers, scale, config, text, formulas)
-                    )
+            scale = warmup_constant(step, config.warmup)
+            updates = [
+                learn(roles, experience, rows, optimizers, scale, config, text, formulas)
+                for rows, text in _minibatches(len(rollout), config, random, ptx_blocks)
+            ]
 
             # 4. Report and save; stop if there is no use in going on.
-            numbers = summarise(experience, updates)
-            loop.report(**numbers, beta=config.beta, lr=config.lr * scale)
+            more = {"beta": config.beta, "lr": config.lr * scale}
+            loop.report(**summarise(experience, updates), **more)
     return roles, loop.history
 
 
@@ -498,8 +499,10 @@ def _prepare(
     prompts: Sequence[str],
     config: PPOConfig,
     ptx_blocks: Tensor | None,
+    reward: Reward | None,
 ) -> list[list[int]]:
     """Token ids of the prompts, once it is sure that nothing is missing and that they fit."""
+    _require_roles(roles, config, reward)
     require_tokens(tokenizer, "train_ppo")
     require_some(prompts, "train_ppo", "prompts")
     if config.ptx_coef and ptx_blocks is None:
@@ -586,10 +589,28 @@ def _scores(
     return found.to(rollout.tokens.device)
 
 
-def _pretraining_text(
-    blocks: Tensor | None, config: PPOConfig, random: torch.Generator
-) -> Tensor | None:
-    """Some random blocks (n, T), or None if nothing is mixed in."""
-    if blocks is None or not config.ptx_coef:
-        return None
-    return blocks[torch.randint(len(blocks), (config.ptx_blocks,), generator=random)]
+def _answer(
+    roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    config: PPOConfig,
+    random: torch.Generator,
+) -> Rollout:
+    limits = config.max_new_tokens, config.temperature
+    with economy(config, roles.policy):
+        return generate(roles.policy, tokenizer, prompts, *limits, random)
+
+
+def _minibatches(
+    episodes: int, config: PPOConfig, random: torch.Generator, blocks: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Row numbers, shuffled anew in every epoch, each time with some random pretraining text.
+
+    The text is (n, T), or None if nothing is mixed in.
+    """
+    for _ in range(config.epochs):
+        for rows in torch.randperm(episodes, generator=random).split(config.minibatch):
+            text = None
+            if blocks is not None and config.ptx_coef:
+                text = blocks[torch.randint(len(blocks), (config.ptx_blocks,), generator=random)]
+            yield rows, text

@@ -18,9 +18,7 @@ from rlhf_edu.engine.checks import (
     require_agreement,
     require_positive,
     require_some,
-    require_sound,
     require_tokens,
-    require_vocabulary,
     step_0_tolerance,
 )
 from rlhf_edu.engine.economy import economy
@@ -30,7 +28,7 @@ from rlhf_edu.engine.training import (
     make_optimizer,
 )
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
-from rlhf_edu.models import head_output, last_hidden, require_kind, scalar_head, scores
+from rlhf_edu.models import head_output, last_hidden, require_fit, scalar_head, scores
 from rlhf_edu.tokens import encode_answer, encode_prompt, pad_right, parts_by_length
 
 RankingLoss = Callable[[Tensor, Tensor], Tensor]
@@ -110,7 +108,6 @@ def check_step_0(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     part: Sequence[Group],
-    longest: Group,
     loss: Tensor,
 ) -> Record:
     """Before the first update: scores depend on their own row alone, and the loss is near log 2.
@@ -119,14 +116,13 @@ def check_step_0(
     at random, above. A first loss far below is no error, but the record says what it may mean.
 
     Args:
-        part: the groups of the first batch.
-        longest: that of all batches.
+        part: the groups of the first batch, and the longest of all.
         loss: of the first batch, nats per pair.
 
     Raises:
         RuntimeError: dropout is on, or padding or another answer changes a score.
     """
-    limit, part = step_0_tolerance(model), [*part, longest]
+    limit = step_0_tolerance(model)
     found, again = (answer_scores(model, part, tokenizer.pad_token_id) for _ in range(2))
     require_agreement(
         torch.cat(found), torch.cat(again), limit, "two passes over one batch", DROPOUT
@@ -157,9 +153,7 @@ def train_reward(
     validation: Sequence[Ranking] | None = None,
     loss: RankingLoss = kwise_batch_loss,
 ) -> tuple[PreTrainedModel, list[Record]]:
-    """Train a reward model, in place, to score answers as the labelers ranked them.
-
-    Taught in chapter 04.
+    """Train a reward model, in place, to score answers as they were ranked. Taught in chapter 04.
 
     Args:
         model: from `models.scalar_model_from`.
@@ -171,26 +165,23 @@ def train_reward(
 
     Returns:
         The model, and one record per step, until the end or an interrupt: step, epoch, loss (nats
-        per pair), accuracy, lr, norm, seconds, validation_loss and validation_accuracy on each
-        epoch's last step, and on the first step_0, what `check_step_0` found.
+        per pair), accuracy, lr, norm, seconds, on each epoch's last step validation_loss and
+        validation_accuracy, and on the first step_0.
 
     Raises:
-        ValueError: there are no rankings, or no two different answers that are not tied; or the
+        ValueError: there are no rankings with two different answers that are not tied, or the
             model is none with a head, or has another vocabulary.
         RuntimeError: step 0 is not what it must be, loss or gradient is NaN or infinite, or
             `checks.require_progress` stopped the run.
     """
     config = config or RewardConfig()
     require_tokens(tokenizer, "train_reward")
-    require_kind(model, "train_reward: the model", scalar=True)
-    require_vocabulary(model, tokenizer, "train_reward: the model")
     rankings = _with_a_choice(rankings)
     groups = [make_group(tokenizer, ranking, config.max_answer_tokens) for ranking in rankings]
     lengths = [group.longest for group in groups]
-    require_sound(model, "train_reward", max(lengths))
+    require_fit(model, tokenizer, "train_reward", max(lengths), scalar=True)
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
     loop = Loop(config, model, {"model": optimizer}, groups, tokenizer, on_step)
-    longest = max(groups, key=lambda group: group.longest)
     with loop:
         for batch in loop.by_length(lengths):
             # 1. Score all answers to some prompts, each of them once.
@@ -201,15 +192,15 @@ def train_reward(
                 # 2. How likely are the labelers' choices, pair by pair?
                 mean = batch.weight * loss(scored, ranks)
                 if batch.step == 0:
-                    loop.note(check_step_0(model, tokenizer, part, longest, mean))
+                    checked = [*part, max(groups, key=lambda group: group.longest)]
+                    loop.note(check_step_0(model, tokenizer, checked, mean))
 
             # 3. Make them likelier.
             loop.descend(mean)
 
             # 4. Report and save.
-            more = {}
-            if validation and batch.ends_epoch:
-                more = _validate(model, tokenizer, validation)
+            measured = validation if batch.ends_epoch else None
+            more = _validate(model, tokenizer, measured) if measured else {}
             right, pairs = pair_accuracy(scored.detach(), ranks)
             loop.report(epoch=batch.epoch, **more, accuracy=right / pairs)
     return model, loop.history

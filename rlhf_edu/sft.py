@@ -15,9 +15,7 @@ from rlhf_edu.engine.checks import (
     check_logprobs,
     require_positive,
     require_some,
-    require_sound,
     require_tokens,
-    require_vocabulary,
 )
 from rlhf_edu.engine.economy import economy
 from rlhf_edu.engine.loop import Loop, TrainConfig
@@ -25,7 +23,7 @@ from rlhf_edu.engine.training import (
     make_optimizer,
 )
 from rlhf_edu.losses import sft_loss
-from rlhf_edu.models import require_kind, response_logprobs
+from rlhf_edu.models import require_fit, response_logprobs
 from rlhf_edu.tokens import Sequences, by_length, encode_answer, encode_prompt, join
 
 Pair = tuple[list[int], list[int]]
@@ -102,8 +100,7 @@ def train_sft(
     Args:
         model: the base model.
         demonstrations: prompts with answers.
-        config: settings; None: the defaults.
-        on_step: called with the record of each step.
+        config, on_step: settings, and what is called with the record of each step.
         validation: demonstrations to measure the loss on after each epoch.
         loss: from log-probs (B, R) of answer tokens, nats, and their mask (B, R) to a scalar: your
             own in the place of `losses.sft_loss`.
@@ -120,12 +117,10 @@ def train_sft(
     """
     config = config or SFTConfig()
     require_tokens(tokenizer, "train_sft")
-    require_kind(model, "train_sft: the model")
-    require_vocabulary(model, tokenizer, "train_sft: the model")
     pairs = encode_demonstrations(tokenizer, demonstrations, config.max_answer_tokens)
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     answer_tokens = [len(answer) for _, answer in pairs]
-    require_sound(model, "train_sft", max(lengths))
+    require_fit(model, tokenizer, "train_sft", max(lengths))
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
     loop = Loop(config, model, {"model": optimizer}, pairs, tokenizer, on_step)
     with loop:
@@ -145,11 +140,10 @@ def train_sft(
             loop.descend(mean)
 
             # 4. Report and save.
-            more = {}
+            more = {"tokens": loop.so_far("tokens") + batch.size}
             if validation and batch.ends_epoch:
                 more["validation_loss"] = answer_loss(model, tokenizer, validation)
-            tokens = loop.so_far("tokens") + batch.size
-            loop.report(epoch=batch.epoch, **more, tokens=tokens)
+            loop.report(epoch=batch.epoch, **more)
     return model, loop.history
 
 

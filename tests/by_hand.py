@@ -23,7 +23,7 @@ TOK = tiny.tokenizer()
 BOS, EOS = 1, 2
 BLOCKS = pack(TOK, tiny.TEXTS * 2, block=16)
 ANSWERS = ("Yes!", "wet", "The hen is old.", "Is the cat wet?", "Old dog, old hen, old cat!")
-TOLERANCE = 5e-6  # of a weight; one step moves most of them hundreds of times as far
+TOLERANCE = 1e-5  # of a weight; one step moves most of them hundreds of times as far
 
 llama = functools.partial(tiny.llama, num_hidden_layers=1)  # a layer is enough to be right or wrong
 

@@ -7,9 +7,10 @@ import test_economy as economy
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import generation, sampling_cuda
+from rlhf_edu import generation
 from rlhf_edu.bench import real as bench_real
 from rlhf_edu.bench.job import Job
+from rlhf_edu.engine import sampling_cuda
 from rlhf_edu.models import response_logprobs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
