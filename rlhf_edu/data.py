@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf_edu.files import write_text
-from rlhf_edu.real.rows import text_lines
+from rlhf_edu.files import text_lines, write_text
 
 SCHEMA_VERSION = 1
 
@@ -125,7 +124,7 @@ class Ranking:
             raise ValueError(f"{where}: ranks end at {MAX_RANK}; give the order alone, from 1")
 
 
-Record = TypeVar("Record", Prompt, Demonstration, Ranking)
+Entry = TypeVar("Entry", Prompt, Demonstration, Ranking)
 
 
 # --- records as flat JSON objects ------------------------------------------------------------
@@ -272,7 +271,7 @@ def to_messages(text: str) -> list[dict[str, str]]:
 # --- files -----------------------------------------------------------------------------------
 
 
-def _read(path: str | Path, parse: Callable[[dict[str, Any]], Record]) -> list[Record]:
+def _read(path: str | Path, parse: Callable[[dict[str, Any]], Entry]) -> list[Entry]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}; `python -m rlhf_edu build` makes data")
     records = []

@@ -1,12 +1,19 @@
 """Write a file or a folder whole, or not at all; say in one line what cannot be read."""
 
+import codecs
 import contextlib
+import gzip
+import io
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+# A longer line, or JSON value over many lines, is no row but a damaged or hostile file.
+LONGEST = 2**28
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -93,3 +100,35 @@ def one_line_errors(name: str) -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:200]
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number and text of every line, with its end; only a line feed ends one.
+
+    Raises:
+        ValueError: the file is damaged, a line is no text, or it is longer than `LONGEST`.
+    """
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opener(path, "rb") as file:
+            marks = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+            encoding = "utf-16" if file.peek(2)[:2] in marks else "utf-8-sig"
+            # Escaped first and looked at then, so that a bad byte has the number of its line.
+            text = io.TextIOWrapper(file, encoding, "surrogateescape", newline="\n")
+            for number, line in enumerate(iter(lambda: text.readline(LONGEST + 1), ""), 1):
+                _require_text(line, f"{path}, line {number}")
+                yield number, line
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); is it a whole file, in UTF-8?"
+        ) from None
+
+
+def _require_text(line: str, where: str) -> None:
+    if len(line) > LONGEST:
+        raise ValueError(f"{where}: longer than {LONGEST:,} letters; give one row on a line")
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(line[error.start]) & 0xFF
+        raise ValueError(f"{where}: byte {byte:#x} is not UTF-8; save the file as UTF-8") from None

@@ -162,7 +162,7 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(self: "Rows", index: slice | Tensor) -> "Rows":
+    def rows(self: "Kind", index: slice | Tensor) -> "Kind":
         """Some of the rows, without the columns that are padding in all of them.
 
         Args:
@@ -194,7 +194,7 @@ class Sequences:
         return replace(self, **moved)
 
 
-Rows = TypeVar("Rows", bound=Sequences)
+Kind = TypeVar("Kind", bound=Sequences)
 
 
 def parts_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -87,6 +87,20 @@ def test_no_imports_go_in_a_circle() -> None:
         arrows = {name: to for name, to in arrows.items() if name not in free}
 
 
+def test_names_of_the_core_stand_once() -> None:
+    found: dict[str, list[str]] = {}
+    for module in (name for name in MODULES if room(name) in ("core", "engine")):
+        kinds = (ast.FunctionDef, ast.ClassDef, ast.Assign)
+        for node in (n for n in tree(module).body if isinstance(n, kinds)):
+            assigned = [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]
+            for name in assigned or [getattr(node, "name", "_")]:
+                found.setdefault(name, []).append(module)
+    # Every trainer has one; they do the same for different data.
+    del found["check_step_0"]
+    twice = {n: where for n, where in found.items() if len(where) > 1 and not n.startswith("_")}
+    assert not twice
+
+
 @pytest.mark.parametrize("wing", WINGS)
 def test_a_wing_says_what_it_is(wing: str) -> None:
     words = ast.get_docstring(tree(f"rlhf_edu.{wing}"))

@@ -218,7 +218,7 @@ def test_answers_that_see_each_other_are_found(train, monkeypatch) -> None:
         width = rows.tokens.shape[1]
         return torch.ones(len(rows.tokens), 1, width, width, dtype=torch.bool).tril()
 
-    monkeypatch.setattr(groups.Rows, "attention", causal)
+    monkeypatch.setattr(groups.GroupRows, "attention", causal)
     with pytest.raises(RuntimeError, match="other answers that are attended to"):
         train(tiny.llama())
 
@@ -245,8 +245,8 @@ def test_padding_that_is_read_as_text_is_found(train, monkeypatch) -> None:
 
 @pytest.mark.parametrize("shift", [1, -1])
 def test_a_shift_by_one_in_dpo_is_found(shift: int, monkeypatch) -> None:
-    right = groups.Rows.before
-    monkeypatch.setattr(groups.Rows, "before", lambda rows: (right(rows) + shift).clamp(min=0))
+    right = groups.GroupRows.before
+    monkeypatch.setattr(groups.GroupRows, "before", lambda rows: (right(rows) + shift).clamp(min=0))
     with pytest.raises(RuntimeError, match="shift by one"):
         train_dpo(tiny.llama())
 

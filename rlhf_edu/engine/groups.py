@@ -60,7 +60,7 @@ def make_group(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, limit: int 
 
 
 @dataclass(frozen=True)
-class Rows:
+class GroupRows:
     """Groups as tensors, padded on the right.
 
     Attributes:
@@ -92,7 +92,7 @@ class Rows:
         return torch.cat(counts).tolist()
 
 
-def lay_out(groups: Sequence[Group], pad_id: int) -> Rows:
+def lay_out(groups: Sequence[Group], pad_id: int) -> GroupRows:
     """Put every group into a row."""
     answer, positions = [], []
     for group in groups:
@@ -103,7 +103,7 @@ def lay_out(groups: Sequence[Group], pad_id: int) -> Rows:
         positions.append([s + i for s, n in zip(starts, lengths, strict=True) for i in range(n)])
     tokens, mask = pad_right([group.tokens for group in groups], pad_id)
     answer, positions = pad_right(answer, -1)[0], pad_right(positions, 0)[0]
-    return Rows(tokens, answer.masked_fill(mask == 0, -1), positions)
+    return GroupRows(tokens, answer.masked_fill(mask == 0, -1), positions)
 
 
 def shares_rows(model: PreTrainedModel, longest: int) -> bool:
@@ -122,14 +122,14 @@ def shares_rows(model: PreTrainedModel, longest: int) -> bool:
     )
 
 
-def _lay_out_for(model: PreTrainedModel, groups: Sequence[Group], pad_id: int) -> Rows:
+def _lay_out_for(model: PreTrainedModel, groups: Sequence[Group], pad_id: int) -> GroupRows:
     """Groups as rows that the model can read: of a group each, or of an answer each."""
     if not shares_rows(model, max(len(group.tokens) for group in groups)):
         groups = [Group(group.prompt, [ids], (1,)) for group in groups for ids in group.answers]
     return lay_out(groups, pad_id)
 
 
-def _inputs(model: PreTrainedModel, rows: Rows) -> list[Tensor | None]:
+def _inputs(model: PreTrainedModel, rows: GroupRows) -> list[Tensor | None]:
     """Tokens, mask and positions as the model takes them, on its device."""
     if int(rows.answer.max()) == 1:  # padding behind one answer needs neither mask nor positions
         return [rows.tokens.to(model.device), None, None]
@@ -145,7 +145,7 @@ def _inputs(model: PreTrainedModel, rows: Rows) -> list[Tensor | None]:
     return [x.to(model.device) for x in (rows.tokens, attention, rows.positions)]
 
 
-def _logprobs(model: PreTrainedModel, rows: Rows) -> Tensor:
+def _logprobs(model: PreTrainedModel, rows: GroupRows) -> Tensor:
     ids, mask, positions = _inputs(model, rows)
     first = int((rows.answer == 0).sum(1).min()) - 1  # nothing is predicted from earlier columns
     options = {} if positions is None else {"position_ids": positions}

@@ -1,18 +1,14 @@
 """What all trainers share: checks, the optimiser, schedules, batches, and step 0."""
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from rlhf_edu.engine.checks import (
-    OnStep,
-    Record,
     require_32_bits,
     require_finite,
-    require_progress,
 )
 from rlhf_edu.engine.parallel import add_gradients
 
@@ -124,23 +120,3 @@ def plan_batches(
     order = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
         yield from ((epoch, rows) for rows in batches(lengths, batch_size, order))
-
-
-def started(history: list[Record]) -> float:
-    """When the run would have begun, had it never stopped, by `time.perf_counter`, in seconds."""
-    return time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
-
-
-def report(history: list[Record], record: Record, on_step: OnStep | None) -> None:
-    """Put a step's record into the history, and tell whoever wants to know.
-
-    Raises:
-        RuntimeError: see `require_progress`.
-    """
-    history.append(record)
-    if on_step is not None:
-        on_step(record)
-    require_progress(history)
-
-
-# --- step 0 tells the truth --------------------------------------------------------------------

@@ -42,7 +42,8 @@ from rlhf_edu.data import (
     to_text,
     trimmed,
 )
-from rlhf_edu.real.rows import kind_of, read_rows, text_lines
+from rlhf_edu.files import text_lines
+from rlhf_edu.real.rows import kind_of, read_rows
 from rlhf_edu.tokens import encode_answer, encode_prompt
 
 Row = dict[str, Any]

@@ -5,26 +5,19 @@ UTF-8, with or without its mark, or UTF-16 with it. Whatever cannot be read is a
 line that names the file.
 """
 
-import codecs
 import contextlib
 import csv
-import gzip
-import io
 import json
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rlhf_edu.files import _first_line, one_line_errors
+from rlhf_edu.files import LONGEST, _first_line, one_line_errors, text_lines
 
 Rows = Iterator[tuple[str, Any]]
-
-# A longer line, or JSON value over many lines, is no row but a damaged or hostile file.
-LONGEST = 2**28
 
 
 def read_rows(source: str | Path) -> Rows:
@@ -51,38 +44,6 @@ def read_rows(source: str | Path) -> Rows:
 
 
 # --- text ----------------------------------------------------------------------------------------
-
-
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield number and text of every line, with its end; only a line feed ends one.
-
-    Raises:
-        ValueError: the file is damaged, a line is no text, or it is longer than `LONGEST`.
-    """
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
-    try:
-        with opener(path, "rb") as file:
-            marks = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
-            encoding = "utf-16" if file.peek(2)[:2] in marks else "utf-8-sig"
-            # Escaped first and looked at then, so that a bad byte has the number of its line.
-            text = io.TextIOWrapper(file, encoding, "surrogateescape", newline="\n")
-            for number, line in enumerate(iter(lambda: text.readline(LONGEST + 1), ""), 1):
-                _require_text(line, f"{path}, line {number}")
-                yield number, line
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); is it a whole file, in UTF-8?"
-        ) from None
-
-
-def _require_text(line: str, where: str) -> None:
-    if len(line) > LONGEST:
-        raise ValueError(f"{where}: longer than {LONGEST:,} letters; give one row on a line")
-    try:
-        line.encode()
-    except UnicodeEncodeError as error:
-        byte = ord(line[error.start]) & 0xFF
-        raise ValueError(f"{where}: byte {byte:#x} is not UTF-8; save the file as UTF-8") from None
 
 
 def _plain_rows(path: Path) -> Rows:
