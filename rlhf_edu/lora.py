@@ -221,8 +221,9 @@ def save_adapter(adapter: Adapter, tokenizer: PreTrainedTokenizerBase, folder: s
     """
     config = copy.deepcopy(adapter.config)
     config.inference_mode = True
-    if Path(config.base_model_name_or_path or "").is_dir():
-        config.base_model_name_or_path = os.path.abspath(config.base_model_name_or_path)
+    base = config.base_model_name_or_path
+    if base and Path(base).is_dir():
+        config.base_model_name_or_path = os.path.abspath(base)
     with new_folder(folder) as place:
         config.save_pretrained(str(place))
         save_file(adapter.weights, place / WEIGHTS_FILE, metadata={"format": "pt"})

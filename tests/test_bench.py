@@ -94,9 +94,9 @@ def test_phases_follow_each_other_and_the_reference_belongs_to_all_steps() -> No
         time.sleep(0.01)
         clock.note(1, 1)
         clock.mark()
-    time.sleep(0.02)  # after the last step
+    time.sleep(0.2)  # after the last step
     clock.phase(None)
-    assert clock.before[0] >= 0.02 and 0.01 <= clock.phases["training"] < 0.02
+    assert clock.before[0] >= 0.02 and 0.01 <= clock.phases["training"] < 0.2
     found = clock.result()
     assert found["seconds"] == pytest.approx(clock.phases["training"] + clock.before[0] / 2)
     assert sum(found["phases"].values()) == pytest.approx(1)

@@ -12,7 +12,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from rlhf_edu import data, models, sft
+from rlhf_edu import data, sft
 from rlhf_edu.data import Demonstration, Prompt, Ranking
 from rlhf_edu.engine import chat_templates, groups
 from rlhf_edu.tokens import (
@@ -299,7 +299,7 @@ def on_a_day(monkeypatch, day: str) -> None:
         def now(cls, tz=None) -> datetime:
             return datetime.fromisoformat(day)
 
-    monkeypatch.setattr(models, "date", Day)
+    monkeypatch.setattr(chat_templates, "date", Day)
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
 
 

@@ -63,7 +63,8 @@ def place(tmp_path_factory) -> Path:
 
 def train(place: Path, command: str, out: str, *flags: str, model: str = "base") -> int:
     given = ["--model", str(place / model), "--data", str(place / "pairs.jsonl"), "--out"]
-    given += [str(place / out), *"--rank 2 --checkpoint-every 1".split(), *FLAGS[command].split()]
+    given += [str(place / out), "--checkpoint-every", "1", *FLAGS[command].split()]
+    given += ["--rank", "2"] if "--lora" in flags else []
     if command == "ppo" and "--reward-model" not in flags:
         given += ["--reward-model", str(place / f"rm{[f for f in flags if f == '--lora']}")]
     return __main__.main([command, *given, *flags])

@@ -253,7 +253,7 @@ def test_a_run_of_each_kind_in_miniature(monkeypatch) -> None:
 
 
 def test_an_experiment_goes_by_its_name_or_by_a_finding(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(rl, "run", lambda seeds: f"ran with {seeds}")
+    monkeypatch.setattr(rl, "run", lambda seeds, device: f"ran with {seeds}")
     for name in ("rl", "F20", "F40"):
         assert __main__.main(["experiment", name, "--seeds", "3"]) == 0
         assert capsys.readouterr().out == "ran with 3\n"

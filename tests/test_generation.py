@@ -183,7 +183,8 @@ def test_a_static_step_never_asks_the_device(model, monkeypatch) -> None:
     monkeypatch.setattr(sampling_cuda, "LOOK_EVERY", 100)
     model = model.to("meta")
     logits = torch.zeros(3, 280, device="meta")
-    monkeypatch.setattr(sampling, "_read", lambda *_: (logits, DynamicCache()))
+    for room in (sampling, sampling_cuda):
+        monkeypatch.setattr(room, "_read", lambda *_: (logits, DynamicCache()))
     ids, ends = (torch.ones(shape, dtype=torch.long, device="meta") for shape in ((3, 7), (2,)))
     uniforms = torch.rand(3, 5, dtype=torch.float64, device="meta")
     inputs = model, ids, torch.ones_like(ids), uniforms, 1.0, ends

@@ -310,9 +310,8 @@ def test_what_is_loaded_does_not_hang_on_the_file(tmp_path: Path) -> None:
     make = sft.make_optimizer
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sft, "make_optimizer", lambda *a: found.append(make(*a)) or found[0])
-        patch.setattr(sft, "started", lambda history: stop_at(0)({"step": 0}))
-        with pytest.raises(KeyboardInterrupt):
-            run_sft(**keep(tmp_path))
+        patch.setattr(sft.Loop, "by_length", lambda *_: iter(()))
+        run_sft(**keep(tmp_path))
     assert all(state for state in found[0].state.values())
     assert "state.safetensors" not in Path("/proc/self/maps").read_text()
 

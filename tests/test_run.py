@@ -257,7 +257,7 @@ def test_a_table_that_cannot_be_printed_is_written(tmp_path, monkeypatch, capsys
     class Quick:
         answers: dict = {}
 
-        def __init__(self, *_) -> None:
+        def __init__(self, *_, **__) -> None:
             pass
 
         def run(self) -> dict:
@@ -278,8 +278,8 @@ def test_a_table_that_cannot_be_printed_is_written(tmp_path, monkeypatch, capsys
 
 
 def test_chat_ends_at_ctrl_d_and_reads_any_bytes(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(chat, "load_policy", lambda folder: tiny.llama())
-    monkeypatch.setattr(chat, "load_tokenizer", lambda folder: TOK)
+    monkeypatch.setattr(chat.Shipped, "load", lambda self, name: tiny.llama())
+    monkeypatch.setattr(chat.Shipped, "tokenizer", TOK)
     typed = iter(["Is it wet?", "caf\udce9"])
 
     def read(_: str) -> str:
@@ -510,9 +510,9 @@ def test_help_names_defaults_and_choices(capsys) -> None:
     assert __main__.main([]) == 0
     assert all(name in capsys.readouterr().out for name in ["findings"])
     said = options.parser_of("dpo").format_help()
-    for words in ("{dpo,ipo,length-normalised}", "(default: 0.0002)", "again. 0: of all.", ": 0)"):
+    for words in ("{dpo,ipo,length-normalised,hinge", "(default: 0.0002)", "0: of all", ": 0)"):
         assert words in " ".join(said.split()), words
-    assert set(__main__.STAGES) == set(chat.STAGES)
+    assert set(__main__.STAGES) == set(chat.FOLDERS)
     with pytest.raises(SystemExit):
         __main__.main(["ladder", "--nonsense"])
 

@@ -23,7 +23,7 @@ from rlhf_edu.bench.trl import classifier, make_ppo_trainer
 from rlhf_edu.bench.worker import answer
 from rlhf_edu.data import read_prompts
 from rlhf_edu.dpo import train_dpo
-from rlhf_edu.engine.training import OnStep, Record
+from rlhf_edu.engine.checks import OnStep, Record
 from rlhf_edu.experiments.exam import mean_kl
 from rlhf_edu.experiments.grid import Cells, by_seed, each_seed, run_grid
 from rlhf_edu.experiments.ladder import Recipe
