@@ -58,19 +58,20 @@ __all__, __getattr__ = lazy(
     __name__,
     {
         "losses": "",
-        "data": "Prompt Demonstration Ranking read_prompts read_demonstrations read_rankings",
-        "tokens": "Sequences encode_prompt encode_answer",
-        "models": "load_policy load_scalar_model load_tokenizer save_model scalar_model_from",
+        "data": "Prompt Task Demonstration Ranking read_prompts read_demonstrations read_rankings",
+        "tokens": "Sequences encode_prompt encode_answer join",
+        "models": "load_policy load_scalar_model load_tokenizer save_model scalar_model_from"
+        " scalar_head new_llama count_parameters response_logits response_logprobs reward_scores",
         "lora": "Adapter new_adapter load_adapter save_adapter",
         "roles": "Roles SeparateRoles LoraRoles",
         "sampling": "Rollout",
         "generation": "generate",
-        "pretrain": "PretrainConfig",
+        "pretrain": "PretrainConfig pack lm_loss",
         "sft": "SFTConfig train_sft",
-        "reward": "RewardConfig train_reward",
+        "reward": "RewardConfig train_reward evaluate_reward score_answers",
         "ppo": "PPOConfig Formulas train_ppo",
         "dpo": "DPOConfig PREFERENCES train_dpo",
-        "intervals": "Estimate bootstrap win_rate",
+        "intervals": "Estimate bootstrap win_rate over_seeds",
     },
 )
 __all__ += ["data_folder", "losses"]

@@ -24,6 +24,8 @@ SCHEMA_VERSION = 1
 class Task:
     """What a prompt asks for, in the terms of the world: the part that no model may see.
 
+    Taught in chapter 00.
+
     Attributes:
         kind: the kind of task, such as "attribute" or "list".
         subject: whom or what it is about.
@@ -50,6 +52,8 @@ class Task:
 class Prompt:
     """One request of one customer. `text` is all that a model gets to see of it.
 
+    Taught in chapter 00.
+
     Raises:
         ValueError: one of the texts is none.
     """
@@ -67,7 +71,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt and the answer that a labeler wrote to it.
+    """A prompt and the answer that a labeler wrote to it. Taught in chapter 03.
 
     Raises:
         ValueError: answer or labeler is no text.
@@ -87,7 +91,7 @@ MAX_RANK = 2**31 - 1  # what every tensor of whole numbers can hold
 
 @dataclass(frozen=True)
 class Ranking:
-    """K answers to one prompt, ranked by one labeler.
+    """K answers to one prompt, ranked by one labeler. Taught in chapter 04.
 
     Attributes:
         answers: K texts.
@@ -294,6 +298,8 @@ def _read(path: str | Path, parse: Callable[[dict[str, Any]], Entry]) -> list[En
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Read a file of prompts. Files of demonstrations or rankings work too: prompts alone.
 
+    Taught in chapter 03.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: there are no records; or a line is no JSON object, lacks a key, or has a value
@@ -303,12 +309,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def read_demonstrations(path: str | Path) -> list[Demonstration]:
-    """Read a file of demonstrations; errors as in `read_prompts`."""
+    """Read a file of demonstrations; errors as in `read_prompts`. Taught in chapter 03."""
     return _read(path, to_demonstration)
 
 
 def read_rankings(path: str | Path) -> list[Ranking]:
-    """Read a file of rankings; errors as in `read_prompts`."""
+    """Read a file of rankings; errors as in `read_prompts`. Taught in chapter 04."""
     return _read(path, to_ranking)
 
 

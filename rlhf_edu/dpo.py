@@ -72,7 +72,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Preference:
-    """A preference loss as `train_dpo` uses it.
+    """A preference loss as `train_dpo` uses it. Taught in chapter 12.
 
     Attributes:
         loss: from pairs and settings to the loss, and the rewards (N,) of the chosen and of the
@@ -132,7 +132,7 @@ OPTIONS = ("label_smoothing", "margin")
 
 @dataclass(frozen=True)
 class DPOConfig(TrainConfig):
-    """Settings of `train_dpo`."""
+    """Settings of `train_dpo`. Taught in chapter 09."""
 
     beta: float = 0.1
     """Reward per nat of log-ratio, the tau of IPO; larger stays nearer to the reference."""
@@ -167,7 +167,7 @@ class DPOConfig(TrainConfig):
 def make_groups(
     tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking], max_answer_tokens: int = 64
 ) -> list[Group]:
-    """Groups of the rankings that prefer one answer to another.
+    """Groups of the rankings that prefer one answer to another. Taught in chapter 09.
 
     Raises:
         ValueError: there are none, or all answers that differ in rank are the same text.
@@ -191,7 +191,10 @@ def reference_sums(
     groups: Sequence[Group],
     batch_size: int = 64,
 ) -> list[Tensor]:
-    """Log-probs of whole answers under the reference, nats: one tensor (K,) for each group."""
+    """Log-probs of whole answers under the reference, nats: one tensor (K,) for each group.
+
+    Taught in chapter 09.
+    """
     mine, pad_id = share(groups), tokenizer.pad_token_id
     parts = (mine[i : i + batch_size] for i in range(0, len(mine), batch_size))
     found = (answer_logprobs(reference, part, pad_id) for part in parts)

@@ -34,7 +34,7 @@ def generate(
     stop: str | None = None,
     static: bool | None = None,
 ) -> Rollout:
-    """Sample one answer to each prompt.
+    """Sample one answer to each prompt. Taught in chapter 01.
 
     A row ends at the first of its `models.ending_ids`, which belongs to the answer. Padding and
     other special tokens may be sampled like any, and end nothing. Each row has random numbers of

@@ -10,7 +10,7 @@ BOOTSTRAPS = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % interval."""
+    """A mean and its 95 % interval. Taught in chapter 10."""
 
     mean: float
     low: float
@@ -22,6 +22,8 @@ class Estimate:
 
 def bootstrap(numbers: Sequence[float], seed: int = 0) -> Estimate:
     """The mean of the numbers (one a prompt) and its 95 % percentile bootstrap interval.
+
+    Taught in chapter 10.
 
     Raises:
         ValueError: there are no numbers.
@@ -35,7 +37,10 @@ def bootstrap(numbers: Sequence[float], seed: int = 0) -> Estimate:
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Share of prompts at which ours is better than theirs; ties count one half; paired."""
+    """Share of prompts at which ours is better than theirs; ties count one half; paired.
+
+    Taught in chapter 00.
+    """
     pairs = zip(ours, theirs, strict=True)
     return bootstrap([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs])
 
@@ -45,7 +50,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 
 def over_seeds(numbers: Sequence[float]) -> Estimate:
-    """The mean of one number a seed, and its 95 % interval by Student's t.
+    """The mean of one number a seed, and its 95 % interval by Student's t. Taught in chapter 06.
 
     Raises:
         ValueError: there are fewer than two seeds, or more than eleven.

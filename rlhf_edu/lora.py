@@ -67,6 +67,8 @@ def new_adapter(
 ) -> PeftModel:
     """Freeze a model and put a trainable adapter into every linear layer of its backbone.
 
+    Taught in chapter 11.
+
     Args:
         model: a causal language model, or a reward model, whose head is then trained as well.
             It is changed, not copied.
@@ -107,7 +109,7 @@ def _task_type(model: PreTrainedModel) -> TaskType:
 
 
 def put_on(model: PreTrainedModel, adapter: Adapter, name: str = "default") -> PeftModel:
-    """Freeze a model and put a copy of an adapter into it, trainable.
+    """Freeze a model and put a copy of an adapter into it, trainable. Taught in chapter 11.
 
     A policy's adapter fits a reward model on the same base as well: training starts from the
     policy's backbone then, and from the reward model's own head.
@@ -171,7 +173,10 @@ def _misfit(adapter: Adapter, what: str) -> str:
 
 
 def take_off(model: PeftModel, name: str = "default") -> Adapter:
-    """Return a copy of an adapter and its settings; the model stays as it is."""
+    """Return a copy of an adapter and its settings; the model stays as it is.
+
+    Taught in chapter 11.
+    """
     weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     weights = {key: weight.detach().cpu().clone() for key, weight in weights.items()}
     generation = getattr(model, "generation_config", None)
@@ -179,7 +184,10 @@ def take_off(model: PeftModel, name: str = "default") -> Adapter:
 
 
 def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
-    """Add an adapter into a model's weights, W + (alpha / r) B A, in place; all can be trained."""
+    """Add an adapter into a model's weights, W + (alpha / r) B A, in place; all can be trained.
+
+    Taught in chapter 11.
+    """
     return put_on(model, adapter).merge_and_unload().eval().requires_grad_(True)
 
 
@@ -212,6 +220,8 @@ def load_adapter(folder: str | Path) -> Adapter:
 
 def save_adapter(adapter: Adapter, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save adapter and tokenizer as a peft folder, all or nothing; an older folder is replaced.
+
+    Taught in chapter 11.
 
     A local base is stored as an absolute path, so that the folder opens from anywhere. Which tokens
     end an answer is said in a generation_config.json beside the adapter.

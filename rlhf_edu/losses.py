@@ -82,7 +82,7 @@ def _zero_padding(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
-    """Sum of `x` over the real positions along `dim`.
+    """Sum of `x` over the real positions along `dim`. Taught in chapter 06.
 
     With x = token log-probs (B, T) and dim = -1: log-probs of whole answers (B,), in nats.
 
@@ -95,7 +95,7 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` over all real positions of the whole tensor, as a scalar.
+    """Mean of `x` over all real positions of the whole tensor, as a scalar. Taught in chapter 06.
 
     Long rows weigh more than short ones: this is a mean over tokens, not a mean of row means.
 
@@ -114,7 +114,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scale the real positions to variance 1; padding comes back as 0.
+    """Scale the real positions to variance 1; padding comes back as 0. Taught in chapter 05.
 
     Advantages lose their mean too (Ziegler's code). Rewards keep it (`shift_mean=False`): moving
     every reward by a constant would pay, or fine, the policy for each token it writes.
@@ -138,6 +138,8 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of each token, log softmax(logits / temperature)[token], in nats.
+
+    Taught in chapter 03.
 
     The logits must be aligned already: `logits[:, t]` predicts `tokens[:, t]`. For the response
     to a prompt of P tokens, a causal model's logits are `logits[:, P - 1 : -1]`.
@@ -198,6 +200,8 @@ def _temper(logits: Tensor, temperature: float) -> Tensor:
 def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
     """Negative log-likelihood of the demonstrations, nats per answer token (InstructGPT 3.5).
 
+    Taught in chapter 03.
+
     Args:
         logprobs: (B, T) of the right tokens, from `token_logprobs`.
         mask: (B, T); 1 on answer tokens and their end-of-text, 0 on prompt and padding.
@@ -207,6 +211,8 @@ def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
 
 def ptx_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Next-token loss on pretraining text, nats per token: the gamma term of InstructGPT Eq. 2.
+
+    Taught in chapter 08.
 
     It shifts by itself: `logits[:, t]` is compared with `tokens[:, t + 1]`. The trainer adds
     gamma times this to the PPO loss before one backward pass and one optimiser step.
@@ -229,6 +235,8 @@ def ptx_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tens
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: float | Tensor = 0.0) -> Tensor:
     """Negative log-likelihood of the labels, -log sigmoid(chosen - rejected - margin), mean.
 
+    Taught in chapter 04.
+
     InstructGPT Eq. 1 for K = 2; the margin is Eq. 2 of Llama 2 (arXiv 2307.09288).
 
     Args:
@@ -247,6 +255,8 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: float | Tensor 
 def kwise_loss(scores: Tensor, ranks: Tensor) -> Tensor:
     """InstructGPT Eq. 1 for one prompt: mean pair loss over the C(K, 2) pairs without ties.
 
+    Taught in chapter 04.
+
     Args:
         scores: (K,) scores of the answers to one prompt.
         ranks: (K,) whole numbers from 1, the best; equal ranks are ties and give no pair.
@@ -264,6 +274,8 @@ def kwise_loss(scores: Tensor, ranks: Tensor) -> Tensor:
 
 def kwise_batch_loss(scores: Tensor, ranks: Tensor) -> Tensor:
     """Mean over prompts of `kwise_loss`: each prompt counts once, whatever its K.
+
+    Taught in chapter 04.
 
     Args:
         scores: (B, K), padded to the largest K.
@@ -292,6 +304,8 @@ def kwise_batch_loss(scores: Tensor, ranks: Tensor) -> Tensor:
 def reward_bias(scores_of_demonstrations: Tensor) -> Tensor:
     """What to add to every score so that demonstrations score 0 on average (InstructGPT 3.5).
 
+    Taught in chapter 04.
+
     The pair loss leaves this free: it sees differences of scores only.
 
     Args:
@@ -310,6 +324,8 @@ def reward_bias(scores_of_demonstrations: Tensor) -> Tensor:
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """k1 = log(policy / reference): unbiased for KL(policy || reference) (Schulman).
 
+    Taught in chapter 06.
+
     A single value may be negative. Summed over an answer it is the KL of the PPO reward. As a
     loss it is useless: its expected gradient is 0.
 
@@ -322,7 +338,7 @@ def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """k2 = log(policy / reference)**2 / 2: never negative, biased (Schulman).
+    """k2 = log(policy / reference)**2 / 2: never negative, biased (Schulman). Taught in chapter 06.
 
     Arguments and shapes as in `kl_k1`. As a loss it has the expected gradient of
     KL(policy || reference).
@@ -332,6 +348,8 @@ def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """k3 = (r - 1) - log r with r = reference / policy: never negative, unbiased (Schulman).
+
+    Taught in chapter 06.
 
     Arguments and shapes as in `kl_k1`. As a loss it has the expected gradient of the other
     divergence, KL(reference || policy).
@@ -343,6 +361,8 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 def adaptive_kl(beta: float, kl: float, target: float, n: int, horizon: int) -> float:
     """The next KL coefficient: beta * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon).
+
+    Taught in chapter 06.
 
     Ziegler section 2.2; that the step is in proportion to n / horizon is from its code.
 
@@ -371,6 +391,8 @@ def shaped_rewards(
     scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float
 ) -> Tensor:
     """Reward of each token: -beta * k1, plus the answer's score on its last real token.
+
+    Taught in chapter 06.
 
     Over an answer this adds up to r - beta log(policy / reference), the PPO part of InstructGPT
     Eq. 2 (Ziegler section 2.2 has the same).
@@ -401,7 +423,7 @@ def shaped_rewards(
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (GAE Eq. 16; PPO Eq. 11 and 12).
+    """Generalised advantage estimation (GAE Eq. 16; PPO Eq. 11 and 12). Taught in chapter 05.
 
         delta_t = r_t + gamma V_{t+1} - V_t
         A_t     = delta_t + gamma lam A_{t+1}
@@ -441,6 +463,8 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's clipped objective (PPO Eq. 7) with the sign of a loss, mean over tokens.
 
+    Taught in chapter 05.
+
     Args:
         logprobs: (B, T) of the sampled tokens under the policy being trained, nats. The only
             argument that gradients flow into.
@@ -476,6 +500,8 @@ def value_loss(
 ) -> Tensor:
     """The critic's squared error, halved, with the value kept near its old one; token mean.
 
+    Taught in chapter 06.
+
     0.5 * max((V - R)**2, (clip(V, V_old - clip, V_old + clip) - R)**2), as in Ziegler's code;
     PPO Eq. 9 has the unclipped error.
 
@@ -504,6 +530,8 @@ def value_loss(
 def leave_one_out(rewards: Tensor) -> Tensor:
     """Each answer's reward less the mean of the other answers to its prompt (RLOO).
 
+    Taught in chapter 12.
+
     The others were sampled without it, so that their mean is a baseline which leaves the policy
     gradient unbiased.
 
@@ -523,7 +551,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 @torch.no_grad()
 def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
-    """(reward - mean) / (std + eps) over the answers to each prompt (GRPO).
+    """(reward - mean) / (std + eps) over the answers to each prompt (GRPO). Taught in chapter 12.
 
     The scale of the rewards drops out, and with it how much is at stake in this prompt. The std
     is the one of these K numbers (divisor K).
@@ -545,6 +573,8 @@ def group_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
 
 def answer_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over answers of each answer's mean over its tokens, a scalar (GRPO).
+
+    Taught in chapter 12.
 
     Every answer weighs the same, so a token of a long one weighs less; compare `masked_mean`.
 
@@ -582,6 +612,8 @@ def dpo_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """DPO Eq. 7; with label smoothing e, -(1 - e) log sigmoid(h) - e log sigmoid(-h).
 
+    Taught in chapter 09.
+
     h is the difference of the implicit rewards beta * log(policy / reference). The smoothed form
     ("conservative DPO", Mitchell 2023) takes each label to be wrong with probability e.
 
@@ -614,6 +646,8 @@ def ipo_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """IPO Eq. 17: (difference of the log-ratios - 1 / (2 tau))**2, mean over pairs.
 
+    Taught in chapter 09.
+
     The margin has a target, where DPO pushes it on for ever.
 
     Args:
@@ -641,6 +675,8 @@ def length_normalised_dpo_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """DPO Eq. 7 with each log-ratio divided by the answer's length (Tulu 3, arXiv 2411.15124).
 
+    Taught in chapter 12.
+
     Args:
         policy_chosen, policy_rejected, ref_chosen, ref_rejected: (N,) *sums*, as in `dpo_loss`.
         chosen_lengths, rejected_lengths: (N,) tokens summed over, end-of-text included.
@@ -666,6 +702,8 @@ def hinge_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """max(0, 1 - h), h as in `dpo_loss`: a pair that is in order by enough is left alone.
 
+    Taught in chapter 12.
+
     The hinge of SLiC (Zhao et al. 2023, arXiv 2305.10425) on DPO's rewards, as in Liu et al. 2023,
     arXiv 2309.06657. Arguments and results as in `dpo_loss`.
     """
@@ -684,6 +722,8 @@ def simpo_loss(
     margin: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """SimPO (Meng et al. 2024, arXiv 2405.14734, Eq. 6): mean log-probs, and no reference.
+
+    Taught in chapter 12.
 
     -log sigmoid(beta * (mean log-prob of the chosen - of the rejected answer) - margin)
 
@@ -711,6 +751,8 @@ def orpo_loss(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ORPO (Hong et al. 2024, arXiv 2403.07691, Eq. 6 and 7): SFT and preference in one.
+
+    Taught in chapter 12.
 
     -(mean log-prob of the chosen answer) - beta log sigmoid(log(odds of chosen / odds of rejected))
 
@@ -753,6 +795,8 @@ def kto_loss(
     undesirable_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """KTO's loss on single answers, each with a thumb up or down, mean over answers.
+
+    Taught in chapter 12.
 
     desirable:    w_d (1 - sigmoid(beta (log(policy / reference) - kl)))
     undesirable:  w_u (1 - sigmoid(beta (kl - log(policy / reference))))
@@ -803,6 +847,8 @@ def _log_ratios(
 def best_of_n_kl(n: int) -> float:
     """log n - (n - 1) / n, in nats: KL(best of n || the policy sampled from), at most (Gao).
 
+    Taught in chapter 07.
+
     Equality needs answers that never repeat and scores that never tie; with discrete text it is
     an upper bound (Beirami et al. 2024, arXiv 2401.01879).
 
@@ -815,6 +861,8 @@ def best_of_n_kl(n: int) -> float:
 
 def penalise_missing_end(scores: Tensor, ended: Tensor, penalty: float) -> Tensor:
     """Scores (B,) in which an answer that never ended earns less than a demonstration.
+
+    Taught in chapter 06.
 
     A reward model has hardly seen such answers, and what it says of them is a guess, often a
     flattering one: a score above 0, the demonstrations' mean, counts as 0, and the penalty (in
@@ -829,6 +877,8 @@ def penalise_missing_end(scores: Tensor, ended: Tensor, penalty: float) -> Tenso
 
 def best_of_n(scores: Tensor) -> Tensor:
     """Index of the best-scored of the n answers to each prompt; the first of equals.
+
+    Taught in chapter 07.
 
     Args:
         scores: (B, n).

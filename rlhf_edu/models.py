@@ -1,4 +1,4 @@
-"""Models and tokens: load, make and save them, one prompt format, and the four roles of RLHF.
+"""Models: load, make and save them, and what they say of the tokens of an answer.
 
 Every model is an ordinary `transformers` one: a causal language model (policy, reference), or a
 token classifier with a single label (reward model, critic), see `scalar_class`. They stay in eval
@@ -42,7 +42,7 @@ SIZES = {
 
 
 def new_llama(size: str, vocab_size: int = 1536, seed: int = 0) -> LlamaForCausalLM:
-    """Return an untrained Llama of one of the `SIZES`, fp32, embeddings tied.
+    """Return an untrained Llama of one of the `SIZES`, fp32, embeddings tied. Taught in chapter 01.
 
     Raises:
         ValueError: there is no such size.
@@ -68,7 +68,7 @@ def new_llama(size: str, vocab_size: int = 1536, seed: int = 0) -> LlamaForCausa
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters; tied ones count once."""
+    """Number of parameters; tied ones count once. Taught in chapter 01."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -119,6 +119,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 def scalar_model_from(policy: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """Return a reward model: a copy of the policy's backbone with a fresh scalar head.
+
+    Taught in chapter 04.
 
     The head's weights are drawn from N(0, 1 / (d + 1)), that is, with standard deviation
     1 / sqrt(d + 1), and its bias is 0 (Stiennon et al. 2020, arXiv 2009.01325, in their code).
@@ -171,7 +173,7 @@ def require_fit(
 
 
 def scalar_head(model: PreTrainedModel) -> nn.Linear:
-    """Return the last, linear layer of a reward model or critic: d -> 1."""
+    """Return the last, linear layer of a reward model or critic: d -> 1. Taught in chapter 04."""
     # Some token classifiers of transformers call it `classifier`.
     return model.score if hasattr(model, "score") else model.classifier
 
@@ -262,7 +264,10 @@ def write_ends(folder: Path, ends: Sequence[int]) -> None:
 
 
 def response_logits(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-    """Logits (B, R, V) that predict each response token, the first one from the prompt alone."""
+    """Logits (B, R, V) that predict each response token, the first one from the prompt alone.
+
+    Taught in chapter 05.
+    """
     tokens, start = sequences.packed()
     first = int(start.min()) - 1
     # The output layer is a good part of a small model: only where it is looked at.
@@ -281,7 +286,10 @@ def _at(values: Tensor, start: Tensor, width: int) -> Tensor:
 def response_logprobs(
     model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probabilities (B, R), in nats, of the response tokens; meaningless on padding."""
+    """Log-probabilities (B, R), in nats, of the response tokens; meaningless on padding.
+
+    Taught in chapter 03.
+    """
     return token_logprobs(response_logits(model, sequences), sequences.response, temperature)
 
 
@@ -333,7 +341,7 @@ def values(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reward_scores(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-    """Scores (B,) of a reward model for whole answers."""
+    """Scores (B,) of a reward model for whole answers. Taught in chapter 06."""
 
     def compute(part: Sequences) -> Tensor:
         tokens, start = part.packed()
@@ -345,7 +353,7 @@ def reward_scores(model: PreTrainedModel, sequences: Sequences) -> Tensor:
 
 
 def response_values(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-    """Values (B, R) of a critic before each response token."""
+    """Values (B, R) of a critic before each response token. Taught in chapter 06."""
     tokens, start = sequences.packed()
     after = head_output(model, last_hidden(model, tokens)).unsqueeze(-1)
     # The value after a prompt's last token is the one before response token 0: one shift, once.

@@ -52,7 +52,7 @@ Reward = Callable[[list[str], list[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class PPOConfig(TrainConfig):
-    """Settings of `train_ppo`."""
+    """Settings of `train_ppo`. Taught in chapter 06."""
 
     steps: int = 60
     """Rollouts; each is learned from and thrown away."""
@@ -127,7 +127,7 @@ class PPOConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class Formulas:
-    """The four formulas of PPO; give `train_ppo` your own for any of them.
+    """The four formulas of PPO; give `train_ppo` your own for any of them. Taught in chapter 06.
 
     Attributes:
         token_rewards: (scores (B,), logprobs, ref_logprobs, mask (B, R), beta) -> rewards (B, R).
@@ -149,6 +149,8 @@ FORMULAS = Formulas()
 @dataclass(frozen=True)
 class Experience:
     """What a rollout is worth, computed once, before learning from it. All without gradient.
+
+    Taught in chapter 06.
 
     Attributes:
         rollout: prompts and answers.
@@ -258,6 +260,8 @@ def check_step_0(
     scores: Tensor | None = None,
 ) -> Record:
     """On a fresh start the policy is the reference and has just answered: KL 0 and ratio 1.
+
+    Taught in chapter 06.
 
     Args:
         rollout: the first, before any update.

@@ -74,6 +74,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1536) -> PreTrainedT
 def pack(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], block: int = 256) -> Tensor:
     """Return the pages as blocks (N, block) of token ids: `<s> page </s> <s> page </s> …`.
 
+    Taught in chapter 01.
+
     Blocks are cut wherever they are full, so that none of them has padding; what is left at the
     end is dropped. A page may be seen together with the one before it, as in GPT-3's training.
 
@@ -92,7 +94,7 @@ def pack(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], block: int = 
 
 @dataclass(frozen=True)
 class PretrainConfig(TrainConfig):
-    """Settings of `pretrain`."""
+    """Settings of `pretrain`. Taught in chapter 01."""
 
     lr: float = 3e-3
     """Peak learning rate; smaller models take larger ones."""
@@ -114,7 +116,7 @@ class PretrainConfig(TrainConfig):
 
 
 def next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
-    """Mean loss of blocks (B, T) of text without padding, in nats per token.
+    """Mean loss of blocks (B, T) of text without padding, in nats per token. Taught in chapter 01.
 
     The same number as `losses.ptx_loss`, faster: torch's fused function, and no copy of a slice.
     """
@@ -212,7 +214,10 @@ def pretrain(
 
 @torch.inference_mode()
 def lm_loss(model: PreTrainedModel, blocks: Tensor, batch_size: int = 32) -> float:
-    """Mean next-token loss on blocks (N, T), in nats per token: the log of the perplexity."""
+    """Mean next-token loss on blocks (N, T), in nats per token: the log of the perplexity.
+
+    Taught in chapter 01.
+    """
     require_some(blocks, "lm_loss", "blocks")
     total = 0.0
     for batch in blocks.split(batch_size):

@@ -36,7 +36,7 @@ RankingLoss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RewardConfig(TrainConfig):
-    """Settings of `train_reward`."""
+    """Settings of `train_reward`. Taught in chapter 04."""
 
     lr: float = 5e-4
     """Peak learning rate of AdamW; a cosine to a tenth of it follows the warm-up."""
@@ -213,7 +213,10 @@ def evaluate_reward(
     rankings: Sequence[Ranking],
     batch_size: int = 32,
 ) -> dict[str, float]:
-    """Return loss (nats per pair) and accuracy (over all pairs without ties) on rankings."""
+    """Return loss (nats per pair) and accuracy (over all pairs without ties) on rankings.
+
+    Taught in chapter 04.
+    """
     rankings = [ranking for ranking in rankings if len(set(ranking.ranks)) > 1]
     require_some(rankings, "evaluate_reward", "rankings with answers that are not all tied")
     total, right, pairs = 0.0, 0, 0
@@ -244,6 +247,8 @@ def score_answers(
 ) -> Tensor:
     """Scores (N,) of N answers to N prompts, as texts; `ended` None: all have their end.
 
+    Taught in chapter 04.
+
     Raises:
         ValueError: there are not as many answers as prompts, or there are none.
     """
@@ -264,6 +269,8 @@ def normalise_reward(
     demonstrations: Sequence[Demonstration],
 ) -> float:
     """Shift the scores, in the head's bias, so that demonstrations score 0 on average.
+
+    Taught in chapter 04.
 
     Returns the shift. A model to be saved in 16 bits is rounded first (`models.round_weights`),
     or the rounding would move the zero again.

@@ -22,7 +22,10 @@ from rlhf_edu.tokens import Sequences, by_length
 
 
 class Roles(Protocol):
-    """What PPO needs from policy, reference, reward model and critic, however they are stored."""
+    """What PPO needs from policy, reference, reward model and critic, however they are stored.
+
+    Taught in chapter 06.
+    """
 
     @property
     def policy(self) -> PreTrainedModel:
@@ -75,6 +78,8 @@ class RolesOfModels:
 
 class SeparateRoles(RolesOfModels):
     """Four networks, as in InstructGPT. Policy and critic learn; the other two are frozen.
+
+    Taught in chapter 06.
 
     All four are copies: the models passed in stay as they are.
     """
@@ -129,6 +134,8 @@ def _frozen(model: Model) -> Model:
 
 class LoraRoles(RolesOfModels):
     """One frozen model with four adapters: what four networks do in the memory of little over one.
+
+    Taught in chapter 11.
 
     The reference is a frozen copy of the policy's first adapter. Where that one is new (B = 0),
     the SFT model being the base itself, this is the base; where SFT trained an adapter, the base

@@ -20,6 +20,8 @@ from rlhf_edu.tokens import (
 class Rollout(Sequences):
     """Prompts and what a policy answered; see `Sequences` for tokens and masks.
 
+    Taught in chapter 05.
+
     Attributes:
         ended: (B,) bool; False for an answer that ran into the limit.
         logprobs: (B, R) of the response tokens when they were sampled, nats; 0 on padding.

@@ -32,7 +32,7 @@ TokenLoss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SFTConfig(TrainConfig):
-    """Settings of `train_sft`."""
+    """Settings of `train_sft`. Taught in chapter 03."""
 
     lr: float = 1e-3
     """Peak learning rate of AdamW; a cosine to a tenth of it follows the warm-up."""

@@ -25,7 +25,10 @@ MAX_PROMPT_TOKENS = 200
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text, without special tokens: "</s>" in a text is four letters."""
+    """Token ids of a text, without special tokens: "</s>" in a text is four letters.
+
+    Taught in chapter 01.
+    """
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
@@ -33,6 +36,8 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int | None = None
 ) -> list[int]:
     """Token ids of a prompt: the tokenizer's chat template up to the answer, if it has one.
+
+    Taught in chapter 01.
 
     Else beginning-of-text and the course's template. A prompt that is too long loses its
     beginning, never the cue at its end.
@@ -55,6 +60,8 @@ def encode_prompt(
 
 def limit_prompts(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
     """Set how long a prompt may be, in tokens; the tokenizer's files remember it.
+
+    Taught in chapter 11.
 
     As with the chat template, whoever trains or asks a model later reads prompts in the same way.
     """
@@ -103,6 +110,8 @@ def ending_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> list[int]:
     """Token ids of an answer, with the token that ends it unless the answer was cut off.
 
+    Taught in chapter 03.
+
     Prompt and answer are tokenised apart and joined as ids, so that no token spans the border.
     """
     return encode_text(tokenizer, text) + ([end_of_answer(tokenizer)] if ended else [])
@@ -131,13 +140,18 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Return ids (B, T) and mask (B, T), 1 on real tokens; padding comes last. See pad_left."""
+    """Return ids (B, T) and mask (B, T), 1 on real tokens; padding comes last. See pad_left.
+
+    Taught in chapter 01.
+    """
     return _pad(rows, pad_id, left=False)
 
 
 @dataclass(frozen=True)
 class Sequences:
     """Prompts, padded on the left, and responses, padded on the right, side by side.
+
+    Taught in chapter 03.
 
     Attributes:
         tokens: (B, P + R) ids.
@@ -208,6 +222,8 @@ def by_length(
 ) -> Tensor:
     """Compute something for rows of like length at a time, so that little of it is padding.
 
+    Taught in chapter 06.
+
     Two thirds of a rollout can be padding, and a CPU pays for it. A GPU gains more from one large
     batch of one shape, and gets it.
 
@@ -233,7 +249,10 @@ def by_length(
 def join(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int
 ) -> Sequences:
-    """Return B prompts and B answers, given as lists of ids, as `Sequences`."""
+    """Return B prompts and B answers, given as lists of ids, as `Sequences`.
+
+    Taught in chapter 03.
+    """
     left, left_mask = pad_left(prompts, pad_id)
     right, right_mask = pad_right(answers, pad_id)
     tokens, mask = torch.cat([left, right], 1), torch.cat([left_mask, right_mask], 1)

@@ -7,6 +7,7 @@ import ast
 import builtins
 import contextlib
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import re
 import symtable
 import sys
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -128,6 +130,34 @@ def test_has_the_parts_of_a_chapter(path: Path) -> None:
     for part in ("## Recap", "## Three questions", "## References", "## Where next"):
         assert part in text, part
     assert len(re.findall(r"\*\*Predict", text)) >= 3
+
+
+@each
+def test_names_the_files_it_is_about(path: Path) -> None:
+    opening = tools.read(path).cells[1].source
+    found = re.search(r"\*\*Files\*\*: ([^*]+)\.$", opening)
+    assert found, "say it at the end of the opening: **Files**: `rlhf_edu/sft.py`, …"
+    files = re.findall(r"`(rlhf_edu/[\w/]+\.py)`", found[1])
+    assert 2 <= len(files) <= 5
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def core_imports(notebook) -> list:
+    """The functions and classes of the core, the files that lie in rlhf_edu/, that it imports."""
+    trees = [ast.parse(cell.source) for cell in code(notebook)]
+    nodes = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    ours = [n for n in nodes if re.fullmatch(r"rlhf_edu(\.\w+)?", n.module)]
+    found = [getattr(import_module(n.module), a.name, None) for n in ours for a in n.names]
+    things = [thing for thing in found if inspect.isfunction(thing) or inspect.isclass(thing)]
+    return [thing for thing in things if re.fullmatch(r"rlhf_edu\.\w+", thing.__module__)]
+
+
+@each
+def test_what_it_imports_from_the_core_says_where_it_is_taught(path: Path) -> None:
+    chapters = {notebook.name[:2] for notebook in NOTEBOOKS}
+    for thing in core_imports(tools.read(path)):
+        taught = re.findall(r"Taught in chapter (\d\d)", inspect.getdoc(thing) or "")
+        assert taught and set(taught) <= chapters, thing
 
 
 @each

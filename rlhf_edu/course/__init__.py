@@ -9,6 +9,7 @@ from rlhf_edu import lazy
 __all__, __getattr__ = lazy(
     __name__,
     {
-        "notebook": "start show progress LiveCurve",
+        "notebook": "start show progress Live LiveCurve Progress",
+        "microscope": "Microscope",
     },
 )

@@ -1,6 +1,6 @@
 """What every notebook uses: the first cell, figures with words, a bar and a curve that grow.
 
-    from rlhf_edu.notebook import LiveCurve, progress, show, start
+    from rlhf_edu.course import LiveCurve, progress, show, start
 
     course = start(tier="tiny", seed=0)
 

@@ -9,9 +9,11 @@ from rlhf_edu import lazy
 __all__, __getattr__ = lazy(
     __name__,
     {
-        "exam": "answer_all",
+        "exam": "answer_all few_shot_prefix kl_to_reference",
         "ladder": "Ladder Recipe",
         "bases": "BASES",
+        "grid": "each_seed",
+        "plots": "BLUE ORANGE GREEN YELLOW SKY PINK GREY LINES",
     },
 )
 

@@ -13,7 +13,7 @@ __all__, __getattr__ = lazy(
         "judge": "Judge",
         "labelers": "Population",
         "prompts": "make_prompts",
-        "demonstrations": "demonstrate",
-        "pages": "web",
+        "demonstrations": "Manner PLAIN demonstrate",
+        "pages": "PAGES page web",
     },
 )
