@@ -54,7 +54,7 @@ lab: $(INSTALLED)
 test: test-unit test-notebooks
 
 test-unit: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-notebooks: $(INSTALLED) | test-unit
 ifeq ($(NOTEBOOKS),)
