@@ -213,6 +213,7 @@ def make_pairs(answers: list[Tensor], references: Tensor, groups: Sequence[Group
         answers: log-probs (tokens,) of all answers of all groups under the policy, nats.
         references: (answers,) log-probs of the same answers under the reference, nats.
     """
+    # Sums, not means: DPO is about the probability of the whole answer.
     ours = sums(answers)
     lengths = torch.tensor([len(answer) for answer in answers], device=ours.device)
     chosen, rejected = pair_rows(groups)
@@ -228,6 +229,7 @@ def make_pairs(answers: list[Tensor], references: Tensor, groups: Sequence[Group
 
 def pair_rows(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     """Which answers of all groups are chosen, and which rejected, in every pair (N,)."""
+    # Answers of all groups stand in one list; `first` is where a group's begin.
     pairs, first = [], 0
     for group in groups:
         pairs += [(first + chosen, first + rejected) for chosen, rejected in group.pairs]

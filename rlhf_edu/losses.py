@@ -129,6 +129,7 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """
     mean = masked_mean(x, mask)
     centred = _zero_padding(x, mask) - mean
+    # Divided by all tokens, not by one less; a rollout of equal numbers becomes 0, not NaN.
     white = centred * torch.rsqrt(masked_mean(centred**2, mask) + 1e-8)
     return _zero_padding(white if shift_mean else white + mean, mask)
 
@@ -295,6 +296,7 @@ def kwise_batch_loss(scores: Tensor, ranks: Tensor) -> Tensor:
     above = ranks.unsqueeze(2) < ranks.unsqueeze(1)
     above = above & present.unsqueeze(2) & present.unsqueeze(1)
     gaps = scores.unsqueeze(2) - scores.unsqueeze(1)
+    # A mean in each prompt first: one with nine answers, 36 pairs, counts as much as one with four.
     pairs = above.sum((1, 2))
     pair_means = masked_sum(-F.logsigmoid(gaps), above, dim=(1, 2)) / pairs.clamp(min=1)
     return pair_means.sum() / (pairs > 0).sum().clamp(min=1)
@@ -415,6 +417,7 @@ def shaped_rewards(
     _require_response_mask(where, mask)
     _require_same_shape(where, scores=scores, **{"one number a row": mask[:, 0]})
     rewards = _zero_padding(-beta * kl_k1(logprobs, ref_logprobs), mask)
+    # The score belongs to the whole answer; its last token, end-of-text if there is one, earns it.
     last = mask.bool().sum(1, keepdim=True) - 1
     return rewards.scatter_add(1, last, scores.to(rewards.dtype).unsqueeze(1))
 
@@ -451,7 +454,10 @@ def gae(
     rewards, values = _zero_padding(rewards, mask), _zero_padding(values, mask)
     advantages = torch.zeros_like(values)
     next_value = next_advantage = torch.zeros_like(values[:, 0])
+    # From the last token backwards, as each advantage is made from the one after it; behind the
+    # last there is nothing to expect, so the recursion starts at 0.
     for t in reversed(range(values.shape[1])):
+        # Was this token's reward, with what is expected after it, more than was expected before?
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         next_advantage = delta + gamma * lam * next_advantage
         advantages[:, t], next_value = next_advantage, values[:, t]
@@ -482,9 +488,11 @@ def policy_loss(
     _require_same_shape("policy_loss", **tensors, mask=mask)
     _require(clip > 0, f"policy_loss: clip must be above 0, not {clip}")
     log_ratio = _zero_padding(kl_k1(logprobs, old_logprobs.detach()), mask)
+    # exp of a large number is infinite, and infinity times 0 is NaN.
     log_ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     advantages = _zero_padding(advantages.detach(), mask)
+    # Both with the sign of a loss, so that the larger one is the more pessimistic.
     free = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
     diagnostics = {
@@ -520,6 +528,7 @@ def value_loss(
     old_values = _zero_padding(old_values.detach(), mask)
     returns = _zero_padding(returns.detach(), mask)
     clipped = old_values + (values - old_values).clamp(-clip, clip)
+    # The larger of the two: clipping may hold the critic back, never flatter it.
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
 
@@ -632,6 +641,7 @@ def dpo_loss(
     known = 0 <= label_smoothing <= 0.5
     _require(known, f"dpo_loss: label_smoothing must be from 0 to 0.5, not {label_smoothing}")
     chosen, rejected = _log_ratios(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    # logsigmoid and not the log of a sigmoid, which is log 0 where the model is very wrong.
     h = beta * (chosen - rejected)
     losses = -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
     return losses.mean(), beta * chosen.detach(), beta * rejected.detach()
@@ -872,6 +882,7 @@ def penalise_missing_end(scores: Tensor, ended: Tensor, penalty: float) -> Tenso
         scores: (B,) of a normalised reward model.
         ended: (B,) booleans.
     """
+    # At most 0 before the penalty: else a long answer could buy itself free with a good score.
     return torch.where(ended, scores, scores.clamp(max=0.0) - penalty)
 
 

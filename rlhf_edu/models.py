@@ -269,6 +269,7 @@ def response_logits(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     Taught in chapter 05.
     """
     tokens, start = sequences.packed()
+    # The token before the first of a response predicts it: one place earlier, once.
     first = int(start.min()) - 1
     # The output layer is a good part of a small model: only where it is looked at.
     keep = tokens.shape[1] - first
@@ -279,6 +280,7 @@ def response_logits(model: PreTrainedModel, sequences: Sequences) -> Tensor:
 def _at(values: Tensor, start: Tensor, width: int) -> Tensor:
     """From (B, T, D) `width` columns from `start` (B,) on: (B, width, D), any beyond the end."""
     columns = start[:, None] + torch.arange(width, device=values.device)
+    # Beyond a row's end there is padding, which nobody will look at.
     columns = columns.clamp(max=values.shape[1] - 1).unsqueeze(-1)
     return values.gather(1, columns.expand(-1, -1, values.shape[-1]))
 

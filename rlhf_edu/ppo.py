@@ -223,6 +223,7 @@ def _compared_with_others(scores: Tensor, kl: Tensor, config: PPOConfig) -> Tens
     """Advantages (B,) of whole answers over the other answers to their prompts."""
     answers = (-1, config.answers_per_prompt)
     if config.baseline == "rloo":
+        # An answer's price in KL is part of what it is worth.
         return leave_one_out((scores - config.beta * kl).view(answers)).flatten()
     # GRPO takes the KL into the loss, and not into the reward.
     return group_advantages(scores.view(answers)).flatten()
@@ -372,6 +373,7 @@ def learn(
     lengths = experience.rollout.lengths
     rows, weight = share_of_batch(rows, lambda row: int(lengths[row]))
     part = experience.rollout.rows(rows)  # without the columns that are padding in all of them
+    # What was computed for the whole rollout, in the columns that are left.
     width = part.response.shape[1]
     old, advantages = experience.logprobs[rows, :width], experience.advantages[rows, :width]
     # 1. The policy's objective: the clipped surrogate; for GRPO, the KL; for PPO-ptx, gamma times
@@ -381,6 +383,7 @@ def learn(
         found = formulas.policy_loss(logprobs, old, advantages, part.mask, config.clip)
         surrogate, seen = found if isinstance(found, tuple) else (found, {})
         numbers = {"policy_loss": surrogate, "ptx_loss": surrogate.new_zeros(()), **seen}
+        # With more than one process each has a part of the mean.
         numbers = {name: weight * number for name, number in numbers.items()}
         if text is not None:
             text, part_of_text = share_of_batch(text, lambda block: 1)

@@ -82,6 +82,7 @@ def pack(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], block: int = 
     Raises:
         ValueError: the pages together do not fill a single block.
     """
+    # A page's end is a token like any other: whoever is to answer later must have seen ends.
     ids: list[int] = []
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     for text in texts:
@@ -196,7 +197,7 @@ def pretrain(
     with loop:
         for batch in loop.batches(plan, steps):
             # 1. Take the next blocks.
-            part = blocks[batch.rows].to(model.device)
+            part = blocks[batch.rows].to(model.device)  # no mask: blocks have no padding
 
             # 2. How surprised is the model by each next token?
             with economy(config, model):

@@ -82,6 +82,7 @@ def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[int, int]:
     Equal scores order nothing.
     """
     above = ranks.unsqueeze(2) < ranks.unsqueeze(1)
+    # Rank 0 is no answer at all: a prompt may have fewer than the others.
     above = above & (ranks > 0).unsqueeze(2) & (ranks > 0).unsqueeze(1)
     right = above & (scores.unsqueeze(2) > scores.unsqueeze(1))
     return int(right.sum()), int(above.sum())
@@ -277,6 +278,7 @@ def normalise_reward(
     """
     prompts = [demonstration.prompt.text for demonstration in demonstrations]
     answers = [demonstration.answer for demonstration in demonstrations]
+    # Pairs leave the zero of the scores free; PPO's penalty for a missing end, and beta, need one.
     bias = reward_bias(score_answers(model, tokenizer, prompts, answers))
     scalar_head(model).bias.add_(bias)
     return bias.item()

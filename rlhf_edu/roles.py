@@ -110,6 +110,8 @@ class SeparateRoles(RolesOfModels):
         for model, name in ((reward_model, "reward model"), (critic, "critic")):
             if model is not None:
                 require_kind(model, f"SeparateRoles: the {name}", scalar=True)
+        # Copies: what PPO does to the policy must not reach the SFT model it came from, and the
+        # critic must not change the reward model that it starts as.
         self.policy = _trainable(policy)
         self.critic = _trainable(critic) if critic is not None and use_critic else None
         self.reference = _frozen(policy if reference is None else reference)
@@ -186,6 +188,7 @@ class LoraRoles(RolesOfModels):
         learners = ["policy", *(name for name in scalar if name == "critic")]
         self._learners = {name: self._parameters_of(name) for name in learners}
         self._role = ""
+        # Generation and pretraining text ask for the policy first.
         self._as("policy")
 
     def _parameters_of(self, role: str) -> list[nn.Parameter]:

@@ -71,13 +71,15 @@ def _sample(
     rows, seen, positions = torch.arange(batch, device=ids.device), mask, position_ids(mask)
     logits, cache = _read(model, ids, mask)
     for t in range(limit):
-        # 1. Draw a token for each row that is still being written.
+        # 1. Draw a token for each row that is still being written. A row has its own random
+        # numbers, so that it writes the same whatever rows are beside it.
         tokens = _draw(logits, uniforms[rows, t], temperature)
         response[rows, t] = tokens
         scored = token_logprobs(logits[:, None], tokens[:, None], temperature or 1.0)
         logprobs[rows, t] = scored.squeeze(1)
 
-        # 2. Take the rows that have ended out of the batch.
+        # 2. Take the rows that have ended out of the batch: padding that is read costs as much as
+        # text. The token that ended a row is part of its answer.
         over = torch.isin(tokens, ends)
         lengths[rows[over]], ended[rows[over]] = t + 1, True
         if over.all() or t + 1 == limit:
@@ -88,6 +90,7 @@ def _sample(
             rows, tokens, seen, positions = rows[keep], tokens[keep], seen[keep], positions[keep]
 
         # 3. What comes next? Only the new tokens go through the model; the rest is in the cache.
+        # Positions count on from each row's last real token, wherever its padding was.
         positions = positions[:, -1:] + 1
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
         logits = _next_logits(model, tokens[:, None], seen, positions, cache)

@@ -61,6 +61,7 @@ def encode_demonstrations(
     prompts = [encode_prompt(tokenizer, d.prompt.text) for d in demonstrations]
     answers = [encode_answer(tokenizer, d.answer) for d in demonstrations]
     pairs = zip(prompts, answers, strict=True)
+    # Left out, not cut: a cut answer would teach the model not to end.
     kept = [(prompt, answer) for prompt, answer in pairs if len(answer) <= max_answer_tokens]
     require_some(kept, "train_sft", f"demonstrations of at most {max_answer_tokens} answer tokens")
     return kept

@@ -199,6 +199,7 @@ class Sequences:
         model does not look ahead. It is also shorter; a model reads a quarter less.
         """
         real = self.attention_mask > 0
+        # Stable, so that the real tokens keep their order as they move to the front.
         order = (~real).long().argsort(dim=1, stable=True)[:, : int(real.sum(1).max())]
         return self.tokens.gather(1, order), real[:, : self.prompt_length].sum(1)
 
@@ -235,7 +236,11 @@ def by_length(
     Returns:
         (B,) or (B, R), with gradient if `compute` gives one; 0 where all rows were padding.
     """
-    size, compute = part_size(len(sequences) if sequences.tokens.is_cuda else size), frugal(compute)
+    if sequences.tokens.is_cuda:
+        size = len(sequences)
+    # A trainer's `micro_batch` may ask for smaller parts, and for nothing to be kept of them.
+    size = part_size(size)
+    compute = frugal(compute)
     if len(sequences) <= size:
         return compute(sequences)
     order = sequences.attention_mask.sum(1).argsort(stable=True)
@@ -243,6 +248,7 @@ def by_length(
     width = sequences.response.shape[1]
     if parts[0].dim() == 2:
         parts = [nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+    # argsort of an order is the way back.
     return torch.cat(parts)[order.argsort()]
 
 
