@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 # adds floating-point numbers up in the same order on every machine.
 _THREAD_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
 
-# What a model's folder lacks is an error here (`models.load_language_model`), so that transformers
+# What a model's folder lacks is an error here (`loading.load_language_model`), so that transformers
 # need not warn of it as well; its other warnings are for programmers.
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",

@@ -36,7 +36,7 @@ def generate(
 ) -> Rollout:
     """Sample one answer to each prompt. Taught in chapter 01.
 
-    A row ends at the first of its `models.ending_ids`, which belongs to the answer. Padding and
+    A row ends at the first of its `tokens.ending_ids`, which belongs to the answer. Padding and
     other special tokens may be sampled like any, and end nothing. Each row has random numbers of
     its own, so that its answer depends on seed, row number and max_new_tokens, not on the rows
     beside it.

@@ -45,7 +45,7 @@ class Adapter:
     Attributes:
         config: peft's settings; `base_model_name_or_path` says which model it belongs to.
         weights: by the names that peft gives them in files; with the head, if it has one.
-        generation_config: the model's, which says what ends an answer (`models.ending_ids`).
+        generation_config: the model's, which says what ends an answer (`tokens.ending_ids`).
     """
 
     config: LoraConfig

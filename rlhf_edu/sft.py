@@ -75,7 +75,7 @@ def _join(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> Sequence
 def check_step_0(
     model: PreTrainedModel, batch: Sequences, pairs: Sequence[Pair], loss: Tensor
 ) -> Record:
-    """Before the first update: check the batch (`training.check_logprobs`), and note the loss."""
+    """Before the first update: check the batch (`checks.check_logprobs`), and note the loss."""
     masks = batch.mask.bool()
 
     def compute() -> list[Tensor]:

@@ -193,7 +193,7 @@ def _by_group(answers: Sequence[Tensor], groups: Sequence[Group]) -> list[list[T
 def _by_length(
     compute: Callable[[Sequence[Group]], list], groups: Sequence[Group], model: PreTrainedModel
 ) -> list:
-    """Compute something for groups of like length at a time, as `models.by_length` does."""
+    """Compute something for groups of like length at a time, as `tokens.by_length` does."""
     size = part_size(len(groups) if model.device.type == "cuda" else 4)
     compute = frugal(compute)
     result: list = [None] * len(groups)
