@@ -1,4 +1,4 @@
-"""LoRA: small trained additions to a frozen model, and the four roles of RLHF on one backbone.
+"""LoRA: small trained additions to a frozen model, which many roles can share (`LoraRoles`).
 
 A linear layer W x becomes W x + (alpha / r) B A x, with A (r, in) and B (out, r) trained and W left
 alone; B starts at 0, so that a new adapter changes nothing (Hu et al. 2021, arXiv 2106.09685).
@@ -240,6 +240,3 @@ def save_adapter(adapter: Adapter, tokenizer: PreTrainedTokenizerBase, folder: s
         tokenizer.save_pretrained(place)
         if not adapter.head:
             write_ends(place, ending_ids(adapter, tokenizer))
-
-
-# --- four roles on one backbone ------------------------------------------------------------------

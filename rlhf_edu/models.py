@@ -257,9 +257,6 @@ def write_ends(folder: Path, ends: Sequence[int]) -> None:
     write_text(file, json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-# --- tokens ------------------------------------------------------------------------------------
-
-
 # --- what models say about tokens ----------------------------------------------------------------
 
 
@@ -360,6 +357,3 @@ def response_values(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     after = head_output(model, last_hidden(model, tokens)).unsqueeze(-1)
     # The value after a prompt's last token is the one before response token 0: one shift, once.
     return _at(after, start - 1, sequences.response.shape[1]).squeeze(-1)
-
-
-# --- the four roles of RLHF --------------------------------------------------------------------

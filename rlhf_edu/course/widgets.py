@@ -43,15 +43,3 @@ class Panel(ipywidgets.VBox):
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**options) or {}
         return {**bundle, "text/plain": self.words(), "text/html": self.page.value}
-
-
-# --- the microscope ----------------------------------------------------------------------------
-
-
-# --- talk to every stage -----------------------------------------------------------------------
-
-
-# --- the label form ----------------------------------------------------------------------------
-
-
-# --- what it costs -----------------------------------------------------------------------------

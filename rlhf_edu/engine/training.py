@@ -12,9 +12,6 @@ from rlhf_edu.engine.checks import (
 )
 from rlhf_edu.engine.parallel import add_gradients
 
-# --- checks before training --------------------------------------------------------------------
-
-
 # --- optimiser and schedules -------------------------------------------------------------------
 
 
