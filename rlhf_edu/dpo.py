@@ -93,8 +93,7 @@ def _log_2(config: "DPOConfig") -> float:
     return math.log(2)
 
 
-# To add a loss, write its formula in losses.py and a line here: trainer, command line, step 0 and
-# bench know it then.
+# CONTRIBUTING.md says how to add one: its formula in losses.py, and an entry here.
 PREFERENCES = {
     "dpo": Preference(
         lambda pairs, c: dpo_loss(*pairs.sums, c.beta, c.label_smoothing),
@@ -135,7 +134,8 @@ class DPOConfig(TrainConfig):
     """Settings of `train_dpo`. Taught in chapter 09."""
 
     beta: float = 0.1
-    """Reward per nat of log-ratio, the tau of IPO; larger stays nearer to the reference."""
+    """Reward per nat, of log-ratio or, without a reference, of log-prob; the tau of IPO. Larger
+    stays nearer to the reference."""
     loss: Literal[tuple(PREFERENCES)] = "dpo"
     """Which preference loss."""
     label_smoothing: float = 0.0

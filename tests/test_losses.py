@@ -854,6 +854,44 @@ def test_length_normalised_dpo() -> None:
     assert got[2] is None and got[3] is None
 
 
+def test_hinge_by_hand() -> None:
+    loss, chosen, rejected = losses.hinge_loss(*PAIRS, 0.3)
+    close(chosen, 0.3 * (PAIRS[0] - PAIRS[2]))
+    close(rejected, 0.3 * (PAIRS[1] - PAIRS[3]))
+    close(loss, sum(max(0.0, 1 - h) for h in (chosen - rejected).tolist()) / 6)
+    # A pair that is in order by enough is left alone.
+    far = tensor([10.0], requires_grad=True)
+    loss, _, _ = losses.hinge_loss(far, -far.detach(), far.detach() * 0, far.detach() * 0, 1.0)
+    assert loss == 0 and gradient(loss, far) == 0
+
+
+def test_simpo_by_hand() -> None:
+    lengths = tensor([1, 2, 3, 4, 5, 6])
+    leaves = [x.clone().requires_grad_() for x in PAIRS[:2]]
+    loss, chosen, rejected = losses.simpo_loss(*leaves, lengths, lengths.flip(0), 2.0, 0.5)
+    close(chosen, 2.0 * PAIRS[0] / lengths)
+    close(rejected, 2.0 * PAIRS[1] / lengths.flip(0))
+    close(loss, -sum(log_sigmoid(h - 0.5) for h in (chosen - rejected).tolist()) / 6)
+    assert not (chosen.requires_grad or rejected.requires_grad)
+    pull = torch.sigmoid(rejected - chosen + 0.5) / 6  # how far the pair is from being in order
+    close(gradient(loss, leaves[0]), -2.0 / lengths * pull)
+
+
+def test_orpo_by_hand() -> None:
+    policy, lengths = [-PAIRS[i].abs() - 0.1 for i in (0, 1)], tensor([1, 2, 3, 4, 5, 6])
+    loss, chosen, rejected = losses.orpo_loss(*policy, lengths, lengths.flip(0), 0.4)
+    means = [policy[0] / lengths, policy[1] / lengths.flip(0)]
+    odds = [[math.exp(m) / (1 - math.exp(m)) for m in mean.tolist()] for mean in means]
+    ratios = [math.log(a / b) for a, b in zip(*odds, strict=True)]
+    wanted = [-m - 0.4 * log_sigmoid(r) for m, r in zip(means[0].tolist(), ratios, strict=True)]
+    close(loss, sum(wanted) / 6)
+    close(chosen, 0.4 * means[0])
+    close(rejected, 0.4 * means[1])
+    # Even an answer that is certain has finite odds.
+    sure = torch.zeros(6)
+    assert losses.orpo_loss(sure, policy[1], lengths, lengths, 0.4)[0].isfinite()
+
+
 def test_kto_by_hand() -> None:
     logprobs = tensor([-1.0, -2.0, -3.0], requires_grad=True)
     reference, thumbs = tensor([-2.0, -2.0, -2.5]), tensor([True, False, False])
@@ -1002,6 +1040,9 @@ ROW, BATCH, WRONG = torch.zeros(2), torch.zeros(2, 3), torch.zeros(2, 1)
         lambda: losses.dpo_loss(BATCH, BATCH, BATCH, BATCH, 0.1),
         lambda: losses.dpo_loss(ROW[:0], ROW[:0], ROW[:0], ROW[:0], 0.1),
         lambda: losses.length_normalised_dpo_loss(ROW, ROW, ROW, ROW, WRONG, ROW, 0.1),
+        lambda: losses.simpo_loss(ROW, ROW, WRONG, ROW, 0.1),
+        lambda: losses.orpo_loss(ROW, ROW, WRONG, ROW, 0.1),
+        lambda: losses.hinge_loss(ROW, WRONG, ROW, ROW, 0.1),
         lambda: losses.best_of_n(ROW),
         lambda: losses.leave_one_out(ROW),
         lambda: losses.leave_one_out(WRONG),

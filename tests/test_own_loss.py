@@ -101,13 +101,15 @@ def test_step_0_knows_where_a_loss_starts(name: str) -> None:
     if preference.start is not None:
         pairs = dpo.Pairs(zero, zero, zero, zero, zero + 2, zero + 5)
         assert preference.loss(pairs, config)[0].item() == pytest.approx(preference.start(config))
-    assert preference.needs_reference == (name not in ("simpo", "orpo"))
 
 
-def test_a_loss_without_reference_never_asks_one() -> None:
+@pytest.mark.parametrize(
+    "name", [name for name, loss in dpo.PREFERENCES.items() if not loss.needs_reference]
+)
+def test_a_loss_without_reference_never_asks_one(name: str) -> None:
     reference = tiny.llama()
     reference.forward = None  # to be called would be an error
-    config = dpo.DPOConfig(batch_size=4, loss="simpo", beta=2.0)
+    config = dpo.DPOConfig(batch_size=4, loss=name, beta=2.0)
     _, said = dpo.train_dpo(tiny.llama(), reference, TOK, tiny.rankings(4), config)
     assert "no reference" in said[0]["step_0"]
 

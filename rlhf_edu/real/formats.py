@@ -508,6 +508,7 @@ PROMPTS = [
 # Whoever wants prompts alone knows that he leaves these aside.
 BESIDE_PROMPTS = {
     *("chosen", "rejected", "label", "summaries", "choice", "response1", "response2"),
+    *("score_chosen", "score_rejected", "annotator1", "annotator2", "annotator3"),
     *(*COMPLETIONS, *ANSWERS, *RANKS, *SCORES, *Demonstration.__annotations__),
     *Ranking.__annotations__,
 }
