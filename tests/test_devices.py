@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rlhf_edu import dpo, generation, models, ppo, pretrain, reward, roles, sft, tokens
 from rlhf_edu.course.microscope import Microscope
-from rlhf_edu.engine import checkpoints
+from rlhf_edu.engine import checkpoints, groups
 from rlhf_edu.experiments import bases, exam, ladder
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge
@@ -97,10 +97,8 @@ def train_base(device: str = "cpu", **settings) -> Trained:
 
 def train_dpo(device: str = "cpu", **settings) -> Trained:
     config = dpo.DPOConfig(batch_size=3, **settings)
-    policy, reference = tiny.llama().to(device), tiny.gpt2().to(device)
-    if dpo.PREFERENCES[config.loss].needs_reference:
-        reference = tiny.llama().to(device)
-    return dpo.train_dpo(policy, reference, TOK, tiny.rankings(6), config)
+    # The reference is asked before training and never again, so it may stay behind.
+    return dpo.train_dpo(tiny.llama().to(device), tiny.llama(), TOK, tiny.rankings(6), config)
 
 
 def in_small(who: roles.Roles, reward: ppo.Reward | None = None, **settings) -> Trained:
@@ -185,8 +183,11 @@ def test_an_exam_is_taken_on_any_device(device) -> None:
     assert set(exam.skills(model, TOK, world, n=2)) == {"table", "story"}
     assert len(exam.reward_accuracy(scorer, TOK, tiny.rankings(2))) == 2
     assert pretrain.lm_loss(model, BLOCKS) > 0
+    alone = groups.Group([1, 5], [[7, 2]], (1,))  # a row without a mask
+    assert groups.answer_logprobs(model, [alone], 0)[0][0].device == device
     assert 0 <= reward.evaluate_reward(scorer, TOK, tiny.rankings(3))["accuracy"] <= 1
     shown = tiny.demonstrations(3)
+    assert sft.answer_loss(model, TOK, shown) > 0
     reward.normalise_reward(scorer, TOK, shown)
     texts = [d.prompt.text for d in shown], [d.answer for d in shown]
     assert abs(reward.score_answers(scorer, TOK, *texts).mean()) < 1e-5
