@@ -383,7 +383,6 @@ def learn(
         found = formulas.policy_loss(logprobs, old, advantages, part.mask, config.clip)
         surrogate, seen = found if isinstance(found, tuple) else (found, {})
         numbers = {"policy_loss": surrogate, "ptx_loss": surrogate.new_zeros(()), **seen}
-        # With more than one process each has a part of the mean.
         numbers = {name: weight * number for name, number in numbers.items()}
         if text is not None:
             text, part_of_text = share_of_batch(text, lambda block: 1)
