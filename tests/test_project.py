@@ -203,7 +203,9 @@ needs_make = pytest.mark.skipif(
 
 def make(folder: Path, *arguments: str) -> str:
     """What make prints, in a folder with a Makefile."""
-    run = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+    # Without what the make that runs these tests tells its own kind.
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    run = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, env=env)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
