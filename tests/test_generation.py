@@ -294,3 +294,8 @@ def test_bad_requests() -> None:
         generate(tiny.llama(), TOK, [])
     with pytest.raises(ValueError, match="temperature >= 0"):
         generate(tiny.llama(), TOK, PROMPTS, temperature=-1)
+
+
+def test_a_single_token_may_be_asked_for() -> None:
+    rollout = generate(tiny.llama(), TOK, ["Is it wet?"], 1)
+    assert rollout.response.shape == (1, 1) and rollout.lengths.tolist() == [1]
