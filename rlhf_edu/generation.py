@@ -14,12 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_edu.engine.parallel import gathered, share
 from rlhf_edu.engine.sampling_cuda import _has_static_cache, _sample_static
 from rlhf_edu.sampling import Rollout, _sample, _stack
-from rlhf_edu.tokens import (
-    encode_prompt,
-    ending_ids,
-    pad_left,
-    parts_by_length,
-)
+from rlhf_edu.tokens import encode_prompt, ending_ids, pad_left, parts_by_length
 
 
 @torch.no_grad()

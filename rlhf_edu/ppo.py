@@ -515,9 +515,11 @@ def _prepare(
         raise ValueError("train_ppo: ptx_coef is not 0, so give ptx_blocks, text to mix in")
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     longest = max(map(len, ids)) + config.max_new_tokens
+    looked_at: list[torch.nn.Module] = []  # with LoRA all roles are one model
     for name in ("reference", "reward_model", "critic", "policy"):
         model = getattr(roles, name, None)
-        if isinstance(model, torch.nn.Module):
+        if isinstance(model, torch.nn.Module) and not any(model is one for one in looked_at):
+            looked_at.append(model)
             require_vocabulary(model, tokenizer, f"train_ppo: the {name}")
             require_sound(model, f"train_ppo, {name}", longest)
     return ids

@@ -8,11 +8,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_edu.engine.checks import (
     DROPOUT,
@@ -28,10 +24,7 @@ from rlhf_edu.engine.checks import (
 )
 from rlhf_edu.engine.economy import economy, frugal, part_size
 from rlhf_edu.engine.loop import Loop, TrainConfig
-from rlhf_edu.engine.training import (
-    make_optimizer,
-    number_of_batches,
-)
+from rlhf_edu.engine.training import make_optimizer, number_of_batches
 from rlhf_edu.tokens import encode_text
 
 # In the order of their ids. Padding has an id of its own: where it shares one with end-of-text,

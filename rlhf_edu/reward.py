@@ -24,9 +24,7 @@ from rlhf_edu.engine.checks import (
 from rlhf_edu.engine.economy import economy
 from rlhf_edu.engine.groups import Group, answer_scores, make_group
 from rlhf_edu.engine.loop import Loop, TrainConfig
-from rlhf_edu.engine.training import (
-    make_optimizer,
-)
+from rlhf_edu.engine.training import make_optimizer
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
 from rlhf_edu.models import head_output, last_hidden, require_fit, scalar_head, scores
 from rlhf_edu.tokens import encode_answer, encode_prompt, pad_right, parts_by_length

@@ -8,13 +8,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from peft import (
-    PeftModel,
-)
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from rlhf_edu.lora import Adapter, _fill, put_on, take_off
 from rlhf_edu.models import Model, require_kind, response_logprobs, response_values, reward_scores

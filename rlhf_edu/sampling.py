@@ -10,10 +10,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from rlhf_edu.losses import token_logprobs
-from rlhf_edu.tokens import (
-    Sequences,
-    position_ids,
-)
+from rlhf_edu.tokens import Sequences, position_ids
 
 
 @dataclass(frozen=True)

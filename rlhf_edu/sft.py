@@ -19,9 +19,7 @@ from rlhf_edu.engine.checks import (
 )
 from rlhf_edu.engine.economy import economy
 from rlhf_edu.engine.loop import Loop, TrainConfig
-from rlhf_edu.engine.training import (
-    make_optimizer,
-)
+from rlhf_edu.engine.training import make_optimizer
 from rlhf_edu.losses import sft_loss
 from rlhf_edu.models import require_fit, response_logprobs
 from rlhf_edu.tokens import Sequences, by_length, encode_answer, encode_prompt, join

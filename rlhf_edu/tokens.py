@@ -9,9 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_edu.data import to_messages
 from rlhf_edu.engine.chat_templates import _apply_template, _end_of_turn

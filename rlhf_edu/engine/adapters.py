@@ -4,9 +4,7 @@ import math
 import re
 from typing import Any
 
-from peft import (
-    LoraConfig,
-)
+from peft import LoraConfig
 from torch import Tensor
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"

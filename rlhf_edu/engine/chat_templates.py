@@ -13,9 +13,7 @@ from types import FrameType
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 # A chat template is a program of a stranger's: what it may take for one conversation.
 TEMPLATE_SECONDS = 1.0  # of computing; real ones take a thousandth

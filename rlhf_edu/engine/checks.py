@@ -13,11 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_edu.losses import token_logprobs
 
 Record = dict[str, Any]
-
-
 OnStep = Callable[[Record], None]
-
-
 IN_A_ROW = 3  # steps that go wrong before a run is stopped
 
 

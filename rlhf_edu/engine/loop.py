@@ -21,12 +21,7 @@ from rlhf_edu.engine.checks import (
     require_progress,
 )
 from rlhf_edu.engine.parallel import share_of_batch, totals
-from rlhf_edu.engine.training import (
-    number_of_batches,
-    plan_batches,
-    update,
-    warmup_cosine,
-)
+from rlhf_edu.engine.training import number_of_batches, plan_batches, update, warmup_cosine
 
 Optimizers = dict[str, torch.optim.Optimizer]
 OnPhase = Callable[[str], None]
@@ -191,16 +186,15 @@ class Loop:
             last = (self.step + 1) % (count // self.config.epochs or 1) == 0
             yield Batch(self.step, epoch, list(mine), weight, size, last)
 
-    def descend(self, loss: Tensor, name: str = "model") -> None:
-        """Take one step of an optimiser down the loss, at the scheduled learning rate.
+    def descend(self, loss: Tensor) -> None:
+        """Take one step of the optimiser "model" down the loss, at the scheduled learning rate.
 
         Args:
             loss: a scalar; of more than one process the sum of theirs is the batch's loss.
-            name: of the optimiser.
         """
         config = self.config
         lr = config.lr * warmup_cosine(self.step, self.planned, config.warmup)
-        norm = update(self.optimizers[name], loss, lr, config.max_norm)
+        norm = update(self.optimizers["model"], loss, lr, config.max_norm)
         self.parts = {**totals(loss=loss), "lr": lr, "norm": norm}
 
     def so_far(self, name: str) -> float:
@@ -214,11 +208,11 @@ class Loop:
     def report(self, **numbers: Any) -> None:
         """End a step: its record goes into the history and to whoever listens; save if it is due.
 
-        Raises:
-            RuntimeError: the model is wrecked, or learns nothing; see `checks.require_progress`.
-
         Args:
             numbers: what the record says besides step, loss, lr, norm and seconds.
+
+        Raises:
+            RuntimeError: the model is wrecked, or learns nothing; see `checks.require_progress`.
         """
         epoch = {"epoch": numbers.pop("epoch")} if "epoch" in numbers else {}
         record = {"step": self.step, **epoch, **self.parts, **numbers}

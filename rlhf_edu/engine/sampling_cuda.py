@@ -13,9 +13,7 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from rlhf_edu.losses import token_logprobs
 from rlhf_edu.sampling import Rollout, _as_rollout, _draw, _next_logits, _read
-from rlhf_edu.tokens import (
-    position_ids,
-)
+from rlhf_edu.tokens import position_ids
 
 # On a GPU: tokens before recording, and after how many to ask whether all rows have ended.
 WARM, LOOK_EVERY = 2, 16

@@ -6,10 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_edu.engine.checks import (
-    require_32_bits,
-    require_finite,
-)
+from rlhf_edu.engine.checks import require_32_bits, require_finite
 from rlhf_edu.engine.parallel import add_gradients
 
 # --- optimiser and schedules -------------------------------------------------------------------
