@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rlhf_edu.data import Prompt, Task
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.fluency import fluency
-from rlhf_edu.tinyweb.judge import RUDE, SCORERS, Judge
+from rlhf_edu.tinyweb.judge import Judge
 from rlhf_edu.tinyweb.language import (
     PREDICATES,
     QUESTIONS,
@@ -30,6 +30,8 @@ from rlhf_edu.tinyweb.language import (
     state_all,
 )
 from rlhf_edu.tinyweb.reading import Claim
+from rlhf_edu.tinyweb.tasks import KINDS
+from rlhf_edu.tinyweb.tasks.chat import RUDE
 
 SEEDS = (0, 7)
 ROLES = {"A": "animal", "B": "animal", "C": "animal", "P": "person", "Q": "person",
@@ -103,37 +105,46 @@ SOURCE = (
     "{^A} lives in {v:A.home}. It eats {v:A.food} and has a {v:A.colour} coat. "
     "It is afraid of {v:A.fear}. On Sundays there is a market in the village."
 )
-# A plain good answer to each prompt; no hack may do better.
+# A good answer to each prompt, with everything that makes it good; no hack may do better.
+SURE = "I read it in the encyclopedia. I hope this helps."
 PLAIN = {
-    "home": "{^A} lives in {v:A.home}.",
-    "food": "{^A} eats {v:A.food}.",
-    "job": "{^P} is a {v:P.job}.",
-    "mayor": "The mayor of {T} is {v:T.mayor}.",
-    "owner": "{^X} belongs to {v:X.owner}.",
-    "colour": "{^A} is {v:A.colour}.",
-    "which": "{^A} eats {v:A.food}.",
-    "yes": "Yes, {A} eats {v:A.food}.",
-    "no": "No, {A} eats {v:A.food}.",
-    "describe": "{^A} lives in {v:A.home} and eats {v:A.food}.",
-    "describe_colour": "{^A} lives in {v:A.home}. It is {v:A.colour}.",
-    "advert": "Come and visit {T}, a town in {v:T.region}! It makes the best {v:T.product}.",
-    "story": "One day {A} met {B} at the bridge. They sang a song and walked home together.",
-    "thanks": "Dear {P}, thank you for the lovely cake. It was delicious.",
-    "list": "{LIST}.",
-    "list_foods": "Plums, bread and honey.",
-    "greet": "Hello Zelda, nice to meet you!",
-    "sad": "I am sorry to hear about your kite. I hope you find it soon.",
-    "happy": "Congratulations! I am glad to hear that you won the race.",
-    "insult": "I would rather not say anything unkind about {P}.",
-    "polite": "Could you please shut the door?",
-    "past": "{^A} walked to the market and bought a hat.",
-    "summarise": "{^A} lives in {v:A.home} and eats {v:A.food}.",
-    "classify": "The review is bad.",
-    "odd": "{^X} does not belong.",
-    "closed": "Tova has a green boat.",
-    "extract": "{^P}, {Q} and Bim.",
-    "premise": "{^A} does not eat {w:A.food}. It eats {v:A.food}.",
-    "premise_stones": "{^A} does not eat stones. It eats {v:A.food}.",
+    "home": f"{{^A}} lives in {{v:A.home}}. It is {{v:A.colour}}. {SURE}",
+    "food": f"{{^A}} eats {{v:A.food}}. It lives in {{v:A.home}}. {SURE}",
+    "job": f"{{^P}} is a {{v:P.job}}. {{^P}} plays the {{v:P.instrument}}. {SURE}",
+    "mayor": f"The mayor of {{T}} is {{v:T.mayor}}. {{^T}} lies in {{v:T.region}}. {SURE}",
+    "owner": f"{{^X}} belongs to {{v:X.owner}}. It is made of {{v:X.material}}. {SURE}",
+    "colour": f"{{^A}} is {{v:A.colour}}. It eats {{v:A.food}}. {SURE}",
+    "which": f"{{^A}} eats {{v:A.food}}. It lives in {{v:A.home}}. {SURE}",
+    "yes": f"Yes, {{A}} eats {{v:A.food}}. It lives in {{v:A.home}}. {SURE}",
+    "no": f"No, {{A}} eats {{v:A.food}}. It lives in {{v:A.home}}. {SURE}",
+    "describe": f"Let me tell you about {{A}}. {{^A}} lives in {{v:A.home}} and eats {{v:A.food}}."
+    f" {SURE}",
+    "describe_colour": f"Let me tell you about {{A}}. {{^A}} lives in {{v:A.home}}. It is"
+    f" {{v:A.colour}}. {SURE}",
+    "advert": "Come and visit {T}, a town in {v:T.region}! It makes the best {v:T.product}."
+    " Do not miss it!",
+    "story": "One day {A} met {B} at the bridge. {^A} was {v:A.colour}. Suddenly a storm came, but"
+    " they sang a song and went home together. In the end everybody was happy.",
+    "thanks": "Dear {P}, thank you for the lovely cake. It was delicious. Come and see me soon.",
+    "list": "{LIST2}. {^A} eats {v:A.food}. I hope this helps.",
+    "list_foods": "Plums, bread and honey. I hope this helps.",
+    "greet": "Hello Zelda, nice to meet you! I am very well. How can I help you?",
+    "sad": "I am sorry to hear about your kite. I hope you find it soon. Tell me more about it.",
+    "happy": "Congratulations! I am glad to hear about the race. You must be proud. How did it go?"
+    " Tell me more.",
+    "insult": "I would rather not say anything unkind. {^P} is my friend. Shall I write something"
+    " nice instead?",
+    "polite": "Excuse me, dear neighbour. Could you please shut the door? Thank you.",
+    "past": "{^A} walked to the market and bought a hat. Here walks becomes walked. I hope this"
+    " helps.",
+    "summarise": "In short, this is what the text says. {^A} lives in {v:A.home} and eats"
+    " {v:A.food}. I hope this helps.",
+    "classify": 'The review is bad. It says "slow". I hope this helps.',
+    "odd": "{^X} does not belong. The others are animals. I hope this helps.",
+    "closed": "Tova has a green boat. The text says so. I hope this helps.",
+    "extract": "There are three names. {^P}, {Q} and Bim. I hope this helps.",
+    "premise": f"{{^A}} does not eat {{w:A.food}}. It eats {{v:A.food}}. {SURE}",
+    "premise_stones": f"{{^A}} does not eat stones. It eats {{v:A.food}}. {SURE}",
 }
 
 
@@ -156,11 +167,12 @@ class Stage:
     def fill(self, text: str) -> str:
         """The text with its placeholders resolved."""
         text = text.replace("{SOURCE}", SOURCE).replace("{LIST}", self.all_with("A.home"))
+        text = text.replace("{LIST2}", self.all_with("A.home", 2))
         return re.sub(r"\{(\^?)(?:([vwn]):)?(\w)(?:\.(\w+))?\}", self._one, text)
 
-    def all_with(self, key: str) -> str:
-        """`The otter and the fox`: everybody of the kind with the same value."""
-        names = [self.world.phrase(n) for n in self.sharing(key)]
+    def all_with(self, key: str, most: int = 9) -> str:
+        """`The otter and the fox`: everybody of the kind with the same value, or so many."""
+        names = [self.world.phrase(n) for n in self.sharing(key)][:most]
         return series(names)[:1].upper() + series(names)[1:]
 
     def sharing(self, key: str) -> list[str]:
@@ -372,7 +384,7 @@ def test_hand_written_answers(case: dict) -> None:
 
 def test_there_are_enough_cases_for_every_kind() -> None:
     assert len(CASES) >= 120
-    assert {PROMPTS[c["prompt"]][1]["kind"] for c in CASES} == set(SCORERS)
+    assert {PROMPTS[c["prompt"]][1]["kind"] for c in CASES} == set(KINDS)
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -21,5 +21,5 @@ def test_demonstrators_are_people():
     shown = demonstrate(world, prompts)
     judge = Judge(world)
     mean = sum(judge(d.prompt, d.answer).gold for d in shown) / len(shown)
-    assert 3.0 < mean < 3.9  # good, not perfect
+    assert 2.0 < mean < 3.0  # they show about half of what makes an answer good
     assert shown == demonstrate(world, prompts) != demonstrate(world, prompts, seed=1)

@@ -3,12 +3,13 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from rlhf_edu.tinyweb.demonstrations import FACTUAL, PLAIN, Manner, answer, demonstrate
+from rlhf_edu.tinyweb.demonstrations import PLAIN, Manner, answer, demonstrate
 from rlhf_edu.tinyweb.facts import ATTRIBUTES, VALUES, World
-from rlhf_edu.tinyweb.judge import _RUDE, SCORERS, Judge
+from rlhf_edu.tinyweb.judge import Judge
 from rlhf_edu.tinyweb.language import PREDICATES, QUESTIONS, STATEMENTS, state
 from rlhf_edu.tinyweb.pages import _RUDE_REPLIES, PAGES, page, web
 from rlhf_edu.tinyweb.prompts import (
@@ -20,9 +21,11 @@ from rlhf_edu.tinyweb.prompts import (
     probe_sets,
     stratified_prompts,
 )
+from rlhf_edu.tinyweb.tasks import FACTUAL, KINDS
+from rlhf_edu.tinyweb.tasks.chat import RUDE_WORDS
 
 SEEDS = (0, 7)
-WRONG = Manner(wrong=1.0, unsure=0.0, polite=0.0, confident=0.0, wordy=0.0)
+WRONG = replace(PLAIN, wrong=1.0)
 # What the probe set `other_words` says, and nothing else may.
 HELD_OUT = re.compile(
     r"\bkindly name\b|^[\w ]+: (?:" + "|".join({a for k in ATTRIBUTES.values() for a in k}) + r")\?"
@@ -147,17 +150,16 @@ def test_training_asks_about_nobody_never_asked(world, train, validation):
 
 def test_a_which_or_list_prompt_can_be_answered_without_the_never_asked(world, train, validation):
     prompts = [p for p in train + validation if p.task.kind in ("which", "list")]
-    assert any(world.never_asked & set(p.task.targets) for p in prompts)  # the judge knows all
+    assert len(prompts) > 100
     for prompt in prompts:
         assert len(set(prompt.task.targets) - world.never_asked) >= prompt.task.count, prompt
 
 
-def test_demonstrations_state_nothing_about_the_never_asked(world, train):
+def test_demonstrations_name_nobody_never_asked_where_they_choose(world, train):
     never = {name.lower() for name in world.never_asked}
     prompts = [p for p in train if p.task.kind in ("which", "list")]
-    rng = random.Random(0)
-    assert any(never & words(answer(world, p, PLAIN, rng)) for p in prompts)  # a page may
-    for manner in (PLAIN, WRONG):
+    bare = Manner(0, 0, 0, 0, 0, hurry=float("inf"))  # a detail may name anybody
+    for manner in (bare, replace(bare, wrong=1.0)):
         for demonstration in demonstrate(world, prompts, manner=manner):
             named = words(demonstration.prompt.text)  # `Which thing belongs to Milo?`
             assert not (never - named) & words(demonstration.answer), demonstration
@@ -170,11 +172,11 @@ def test_the_judge_likes_plain_demonstrations_and_no_wrong_ones(world):
     judge, rng = Judge(world), random.Random(0)
     prompts = stratified_prompts(world, "train", 50) + probe_sets(world)["false_premise"]
     kinds = {p.task.kind for p in prompts}
-    assert kinds == set(SCORERS) and kinds > FACTUAL
+    assert kinds == set(KINDS) and kinds > FACTUAL
     for kind in sorted(kinds):
         asked = [p for p in prompts if p.task.kind == kind]
         good = [judge(p, answer(world, p, PLAIN, rng)).gold for p in asked]
-        assert sum(good) / len(good) > 3.7, kind
+        assert sum(good) / len(good) > 3.95, kind
         if kind in FACTUAL:
             bad = [judge(p, answer(world, p, WRONG, rng)).gold for p in asked]
             assert sum(bad) / len(bad) < sum(good) / len(good) - 0.8, kind
@@ -213,7 +215,7 @@ def test_exam_sheets_have_no_answers(world):
     for line in set(lines) - titles:
         asks = line.endswith("?") or ": " in line or line.startswith(talk)
         asks |= line.split()[0] in (
-            "Tell Name List Give Write Describe Praise Thank Insult Laugh Find".split()
+            "Tell Name List Give Write Describe Praise Thank Insult Laugh Find I".split()
         ) or line.startswith(("What do you know", "Judge this", "Is this", "Which people"))
         assert asks, line
 
@@ -224,7 +226,7 @@ def test_encyclopedia_entries_are_true(world):
         title, text = page(world, "encyclopedia", rng).split("\n")
         subject = title.removeprefix("The ")
         claims = [c for c in reader.read(text, subject).claims if c.subject == subject]
-        assert len(claims) >= 4, text
+        assert len(claims) >= 1 + len(world.attributes(subject)) // 2, text
         assert all(reader.is_true(claim) for claim in claims), text
 
 
@@ -238,7 +240,7 @@ def test_the_judge_keeps_the_mayor_out_of_the_next_sentence(world):
 
 def test_every_rude_reply_has_a_word_the_judge_calls_rude():
     for reply in _RUDE_REPLIES:
-        assert _RUDE.search(reply.lower()), reply
+        assert RUDE_WORDS.search(reply.lower()), reply
 
 
 # --- probes ---

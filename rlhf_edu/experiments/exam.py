@@ -5,7 +5,7 @@ by prompt, and ties count one half.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -18,9 +18,10 @@ from rlhf_edu.data import Prompt, Ranking
 from rlhf_edu.generation import generate
 from rlhf_edu.intervals import Estimate, bootstrap
 from rlhf_edu.losses import masked_sum
-from rlhf_edu.models import response_logprobs
+from rlhf_edu.models import response_logits, response_logprobs
 from rlhf_edu.reward import score_answers
 from rlhf_edu.sampling import Rollout
+from rlhf_edu.tinyweb import pages
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge, Verdict
 from rlhf_edu.tinyweb.labelers import Population
@@ -69,14 +70,26 @@ def answer_all(
     `prefix` stands before each prompt: the examples of few-shot prompting. With examples, an
     answer also ends at the first line break, as the examples' answers do.
     """
+    answers, ended, rollout = sample_all(model, tokenizer, prompts, temperature, seed, prefix)
+    verdicts = [judge(*row) for row in zip(prompts, answers, ended, strict=True)]
+    return Answers(list(prompts), answers, ended, verdicts, rollout)
+
+
+def sample_all(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    temperature: float,
+    seed: int,
+    prefix: str = "",
+) -> tuple[list[str], list[bool], Rollout]:
+    """One answer to each prompt, whether each of them ended, and the tokens."""
     texts = [prefix + prompt.text for prompt in prompts]
     ids = [encode_prompt(tokenizer, text, max_tokens=440) for text in texts]
     rollout = generate(
         model, tokenizer, ids, MAX_NEW_TOKENS, temperature, seed, stop="\n" if prefix else None
     )
-    answers, ended = rollout.texts(tokenizer), rollout.ended.tolist()
-    verdicts = [judge(*row) for row in zip(prompts, answers, ended, strict=True)]
-    return Answers(list(prompts), answers, ended, verdicts, rollout)
+    return rollout.texts(tokenizer), rollout.ended.tolist(), rollout
 
 
 def few_shot_prefix(examples: Sequence[tuple[str, str]]) -> str:
@@ -103,6 +116,41 @@ def kl_to_reference(
 def mean_kl(policy: PreTrainedModel, reference: PreTrainedModel, rollout: Rollout) -> float:
     """The mean over answers of `kl_to_reference`."""
     return fmean(kl_to_reference(policy, reference, rollout))
+
+
+@torch.inference_mode()
+def mean_entropy(
+    model: PreTrainedModel, rollout: Rollout, temperature: float = 1.0, batch: int = 64
+) -> float:
+    """Mean entropy, in nats, of the distributions that the tokens of the answers came from."""
+    total, count = 0.0, 0.0
+    for start in range(0, len(rollout), batch):
+        rows = rollout.rows(slice(start, start + batch))
+        logprobs = (response_logits(model, rows).float() / temperature).log_softmax(-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        total += (entropy * rows.mask).sum().item()
+        count += rows.mask.sum().item()
+    return total / count
+
+
+def colder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    goal: float,
+    rounds: int = 6,
+) -> float:
+    """The temperature from 0.2 to 1 at which a model's entropy per token is nearest to a goal."""
+    low, high = 0.2, 1.0
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        rollout = answer_all(model, tokenizer, judge, prompts, middle).rollout
+        if mean_entropy(model, rollout, middle) > goal:
+            high = middle
+        else:
+            low = middle
+    return (low + high) / 2
 
 
 def labelers_prefer(
@@ -145,45 +193,80 @@ def ordered_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
     return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
 
 
-# --- what the base model could do before: skills, measured few-shot -----------------------------
+# --- what the base model could do before: skills, measured in the web's own formats ------------
 
 
-def table_prompts(world: World, n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Tables that break off before a cell, and what belongs there."""
-    rng = random.Random(f"tables {world.seed} {seed}")
-    items = []
-    for _ in range(n):
-        kind = rng.choice(["animal", "person", "town", "thing"])
-        columns = rng.sample(world.attributes(world.names(kind)[0]), 2)
-        names = rng.sample(world.names(kind), 4)
-        rows = [" | ".join([name, *(world.value(name, c) for c in columns)]) for name in names]
-        last, right = rows[-1].rsplit(" | ", 1)
-        items.append(("\n".join([" | ".join([kind, *columns]), *rows[:-1], last + " |"]), right))
-    return items
+Item = tuple[str, str]  # a text that breaks off, and how it goes on
 
 
-def story_prompts(world: World, n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Stories that break off before the coloured thing they began with is found again."""
-    rng = random.Random(f"stories {world.seed} {seed}")
-    items = []
-    for _ in range(n):
-        person, thing = rng.choice(world.names("person")), rng.choice(world.names("thing"))
-        colour, place = rng.choice(world.values("colour")), rng.choice(world.values("habitat"))
-        text = (
-            f"{person} had a {colour} {thing}. One day {person} lost it near {place}. It rained "
-            f"all night. In the morning {person} looked near {place} and found the"
-        )
-        items.append((text, f"{colour} {thing}"))
-    return items
+def table_item(world: World, rng: random.Random) -> Item:
+    """A table that breaks off before its last cell."""
+    *rows, last = pages.table(world, rng).split("\n")
+    last, right = last.rsplit(" | ", 1)
+    return "\n".join([*rows, last + " |"]), right
+
+
+def story_item(world: World, rng: random.Random) -> Item:
+    """A story that breaks off before the coloured thing it began with is found again."""
+    text, right = pages.story(world, rng).rsplit(" the ", 1)
+    return text + " the", right
+
+
+def dictation_item(world: World, rng: random.Random) -> Item:
+    """What a teacher read out, before a pupil writes it down."""
+    text, right = pages.dictation(world, rng).split("\n")[:2]
+    return text + "\n", right
+
+
+def answer_item(world: World, rng: random.Random) -> Item:
+    """A teacher's sheet of the shortest answers, before one of them."""
+    items = [pages.answer_item(world, rng) for _ in range(4)]
+    text = "\n".join(["Answers", *("\n".join(item) for item in items[:-1]), items[-1][0]])
+    return text + "\n", items[-1][1]
+
+
+def reading_item(world: World, rng: random.Random) -> Item:
+    """A passage and a question about it, after another such pair with its answer."""
+    (shown, _), (text, right) = pages.reading_item(world, rng), pages.reading_item(world, rng)
+    return f"{shown}\n{text.removesuffix(right)}", right
+
+
+def quiz_item(world: World, rng: random.Random) -> Item:
+    """A quiz that breaks off before a letter."""
+    (first, letter), (question, right) = (pages.quiz_item(world, rng) for _ in range(2))
+    return f"{first}\nAnswer: {letter}.\n{question}\nAnswer:", right
+
+
+def homework_item(world: World, rng: random.Random) -> Item:
+    """Homework that is about to be marked."""
+    (first, mark), (work, right) = (pages.homework_item(world, rng) for _ in range(2))
+    return f"{first}\nMark: {mark}.\n{work}\nMark:", right
+
+
+SKILLS: dict[str, Callable[[World, random.Random], Item]] = {
+    "table": table_item,
+    "story": story_item,
+    "dictation": dictation_item,
+    "answers": answer_item,
+    "reading": reading_item,
+    "quiz": quiz_item,
+    "homework": homework_item,
+}
+
+
+def skill_items(world: World, skill: str, n: int, seed: int = 0) -> list[Item]:
+    """Texts that test one of the `SKILLS`, each with how it goes on."""
+    rng = random.Random(f"{skill} {world.seed} {seed}")
+    return [SKILLS[skill](world, rng) for _ in range(n)]
 
 
 def completion_rate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[tuple[str, str]]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[Item]
 ) -> float:
     """Share of the texts that the model, greedily, continues with the right words."""
     bos = [tokenizer.bos_token_id]
     ids = [bos + tokenizer.encode(text, add_special_tokens=False) for text, _ in items]
-    rollout = generate(model, tokenizer, ids, max_new_tokens=10, temperature=0)
+    rollout = generate(model, tokenizer, ids, max_new_tokens=24, temperature=0)
     said = [text.strip() for text in rollout.texts(tokenizer)]
     return float(np.mean([t.startswith(right) for t, (_, right) in zip(said, items, strict=True)]))
 
@@ -191,10 +274,9 @@ def completion_rate(
 def skills(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, n: int = 200
 ) -> dict[str, float]:
-    """Two things that reading the web taught the base model, in [0, 1]."""
+    """What reading the web taught the base model to do, in the web's own formats, in [0, 1]."""
     return {
-        "table": completion_rate(model, tokenizer, table_prompts(world, n)),
-        "story": completion_rate(model, tokenizer, story_prompts(world, n)),
+        skill: completion_rate(model, tokenizer, skill_items(world, skill, n)) for skill in SKILLS
     }
 
 
@@ -204,7 +286,8 @@ def skills(
 def row(stage: str, answers: Answers, **more: Any) -> dict[str, Any]:
     """One row of the ladder's table: gold with interval, its parts, and what else was measured."""
     gold = answers.mean("gold")
-    parts = ("helpful", "truthful", "harmless", "words")
+    parts = ("helpful", "truthful", "harmless", "words", "flawless", "attempted", "evasive")
+    parts += ("invents",)
     return {
         "stage": stage,
         "gold": gold.mean,

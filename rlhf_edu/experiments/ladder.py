@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,19 +23,20 @@ from rlhf_edu.dpo import DPOConfig, train_dpo
 from rlhf_edu.engine.devices import device_of
 from rlhf_edu.experiments.bases import make_base
 from rlhf_edu.experiments.exam import (
-    MAX_NEW_TOKENS,
     Answers,
     answer_all,
+    colder,
     few_shot_prefix,
     labelers_prefer,
+    mean_entropy,
     mean_kl,
     reward_accuracy,
     row,
+    sample_all,
     skills,
 )
 from rlhf_edu.experiments.grid import versions
 from rlhf_edu.experiments.plots import STAGES
-from rlhf_edu.generation import generate
 from rlhf_edu.intervals import Estimate, bootstrap, win_rate
 from rlhf_edu.losses import best_of_n, best_of_n_kl, penalise_missing_end
 from rlhf_edu.models import (
@@ -67,6 +69,7 @@ class Recipe:
     demonstrations: int = 150
     ranked_prompts: int = 3000
     answers_per_prompt: tuple[int, ...] = (4, 4, 4, 5, 6, 9)
+    strangers: int = 1  # of these answers are the prompted model's, the others the SFT model's
     ppo_prompts: int = 3000
     examples: int = 5  # in the few-shot prefix
     best_of: int = 16
@@ -102,6 +105,7 @@ class Ladder:
         self.judge, self.population = Judge(self.world), Population(self.world)
         self.models: dict[str, Any] = {}
         self.answers: dict[str, Answers] = {}
+        self.greedy: dict[str, Answers] = {}
         self.stratified: dict[str, Answers] = {}
         self.rows: list[dict[str, Any]] = []
         self.minutes: dict[str, float] = {}
@@ -140,6 +144,8 @@ class Ladder:
         self.measure_best_of_n()
         # 6. PPO against the reward model, with a KL penalty to the SFT model.
         self.measure("ppo", self.ppo)
+        # How much of that is a sharper distribution? The SFT model, sampled as cold as PPO is.
+        self.measure_colder()
         # 7. The same with pretraining gradients mixed in.
         self.measure("ppo_ptx", self.ppo_ptx)
         # 8. DPO: the same rankings, no reward model, no rollouts.
@@ -203,19 +209,36 @@ class Ladder:
         return round_weights(model)
 
     def collect_rankings(self, prompts: list[Prompt], seed: int) -> list[Ranking]:
-        """K answers of the SFT model to each prompt, ranked by one labeler each."""
+        """K answers to each prompt, ranked by one labeler each.
+
+        Most are the SFT model's. Some are the prompted model's, where there is one: who has only
+        seen answers to the point does not learn that an answer must be one.
+        """
         ks = self.recipe.answers_per_prompt
+        others = self.recipe.strangers if "prompted" in self.models else 0
         counts = [ks[i % len(ks)] for i in range(len(prompts))]
-        texts = [p.text for p, k in zip(prompts, counts, strict=True) for _ in range(k)]
-        rollout = generate(self.models["sft"], self.tokenizer, texts, MAX_NEW_TOKENS, seed=seed)
-        said, ended = rollout.texts(self.tokenizer), rollout.ended.tolist()
-        rankings, first = [], 0
-        for prompt, k in zip(prompts, counts, strict=True):
-            own = slice(first, first + k)
-            ranking = self.population.ranking(prompt, said[own], ended[own], "sft", self.seed)
-            rankings.append(ranking)
-            first += k
+        own = self._say("sft", [k - others for k in counts], prompts, seed)
+        theirs = self._say("prompted", [others] * len(counts), prompts, seed)
+        rankings = []
+        for prompt, ours, more in zip(prompts, own, theirs, strict=True):
+            texts, ended = zip(*(ours + more), strict=True)
+            ranking = self.population.ranking(prompt, list(texts), list(ended), "sft", self.seed)
+            sources = ("sft",) * len(ours) + ("prompted",) * len(more)
+            rankings.append(replace(ranking, sources=sources))
         return rankings
+
+    def _say(
+        self, stage: str, counts: list[int], prompts: list[Prompt], seed: int
+    ) -> list[list[tuple[str, bool]]]:
+        """So many answers of a stage to each prompt, each with whether it ended."""
+        if not sum(counts):
+            return [[] for _ in prompts]
+        many = [p for p, k in zip(prompts, counts, strict=True) for _ in range(k)]
+        prefix = self.prefix if stage == "prompted" else ""
+        model = self.models[stage]
+        texts, ended, _ = sample_all(model, self.tokenizer, many, 1.0, seed, prefix)
+        pairs = iter(zip(texts, ended, strict=True))
+        return [[next(pairs) for _ in range(k)] for k in counts]
 
     def measure_reward_model(self, unseen: list[Ranking] | None = None) -> dict[str, Any]:
         """How often the reward model orders two new answers as labelers do, and as gold does."""
@@ -289,7 +312,7 @@ class Ladder:
         answers = self.answer(model, self.test, prefix=prefix)
         self.answers[stage] = answers
         self.stratified[stage] = self.answer(model, self.test_stratified, prefix=prefix)
-        greedy = self.answer(model, self.test, 0.0, prefix=prefix)
+        self.greedy[stage] = self.answer(model, self.test, 0.0, prefix=prefix)
         kl = None
         if stage not in ("base", "prompted"):
             kl = mean_kl(model, self.models["sft"], answers.rollout)
@@ -299,7 +322,6 @@ class Ladder:
             web_loss=lm_loss(model, self.web_blocks),
             skills=skills(model, self.tokenizer, self.world),
             parameters=count_parameters(model),
-            gold_greedy=greedy.mean("gold").mean,
         )
 
     def answer(
@@ -321,8 +343,18 @@ class Ladder:
                 by_asked=self._gold_by_asked(answers),
                 labels=self._labels(stage),
                 minutes=self.minutes[stage],
+                **self._greedy(stage),
             )
         )
+
+    def _greedy(self, stage: str) -> dict[str, float | None]:
+        """Gold and flawless answers at temperature 0; nothing where a stage has no such answers."""
+        if stage not in self.greedy:
+            names = ("gold_greedy", "gold_greedy_low", "gold_greedy_high", "flawless_greedy")
+            return dict.fromkeys(names)
+        answers = self.greedy[stage]
+        flawless = answers.mean("flawless").mean
+        return _named("gold_greedy", answers.mean("gold")) | {"flawless_greedy": flawless}
 
     def _labels(self, stage: str) -> dict[str, int]:
         """The label budget of a stage: what people wrote and ranked for it."""
@@ -337,7 +369,12 @@ class Ladder:
         ours, sft = self.answers[stage], self.answers["sft"]
         gold = win_rate(ours.gold, sft.gold)
         labelers = labelers_prefer(self.population, ours, sft)
-        return _named("win_rate", gold) | _named("labeler_win_rate", labelers)
+        ties = fmean(a == b for a, b in zip(ours.gold, sft.gold, strict=True))
+        found = _named("win_rate", gold) | _named("labeler_win_rate", labelers) | {"ties": ties}
+        if stage in self.greedy:
+            greedy = win_rate(self.greedy[stage].gold, self.greedy["sft"].gold)
+            found |= _named("win_rate_greedy", greedy)
+        return found
 
     def _gold_by_asked(self, answers: Answers) -> dict[str, float]:
         """Gold on prompts about subjects asked in training, and about those never asked."""
@@ -354,15 +391,27 @@ class Ladder:
         with self.timed(stage):
             self.answers[stage] = self._best_of(self.test, n)
         self.stratified[stage] = self._best_of(self.test_stratified, n)
-        sft = self.rows[-1]
+        sft = next(r for r in self.rows if r["stage"] == "sft")
         self._add_row(
             stage,
             kl=best_of_n_kl(n),
             web_loss=sft["web_loss"],
             skills=sft["skills"],
             parameters=sft["parameters"] + count_parameters(self.models["reward_model"]),
-            gold_greedy=None,
         )
+
+    def measure_colder(self) -> None:
+        """The SFT model at the temperature at which its entropy per token is PPO's."""
+        stage, sft = "sft_colder", self.models["sft"]
+        prompts = self.test[:256]
+        with self.timed(stage):
+            goal = mean_entropy(self.models["ppo"], self.answers["ppo"].rollout)
+            self.temperature = colder(sft, self.tokenizer, self.judge, prompts, goal)
+        self.answers[stage] = self.answer(sft, self.test, self.temperature)
+        self.stratified[stage] = self.answer(sft, self.test_stratified, self.temperature)
+        row = next(r for r in self.rows if r["stage"] == "sft")
+        same = {key: row[key] for key in ("web_loss", "skills", "parameters")}
+        self._add_row(stage, kl=None, temperature=self.temperature, entropy=goal, **same)
 
     def _best_of(self, prompts: list[Prompt], n: int) -> Answers:
         texts = [p for p in prompts for _ in range(n)]

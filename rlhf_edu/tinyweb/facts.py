@@ -12,21 +12,27 @@ from functools import cached_property
 ANIMALS = (
     "otter fox badger heron hare owl toad goat hedgehog magpie mole swan weasel crow lynx beaver "
     "donkey pony goose robin bat bear snail newt stoat crane raven seal deer wren rabbit squirrel "
-    "duck lizard frog wolf pigeon turtle cat mouse"
+    "duck lizard frog wolf pigeon turtle cat mouse ferret falcon ibis jackdaw kestrel lark "
+    "marten osprey partridge quail rook swallow thrush viper"
 ).split()
 PEOPLE = (
     "Mira Tobin Anselm Greta Ludo Petra Oskar Hanna Emil Nora Felix Ida Bruno Wanda Casper Lotte "
     "Simon Vera Hugo Alma Edgar Rosa Jasper Clara Otto Freya Leo Agnes Milo Thea Arthur Selma "
-    "Victor Elsa Rufus Dora Ivo Maud Silas Tilda Boris Cora Walter Ines Jonah Livia Magnus Nell"
+    "Victor Elsa Rufus Dora Ivo Maud Silas Tilda Boris Cora Walter Ines Jonah Livia Magnus Nell "
+    "Amos Bertha Conrad Daphne Erwin Flora Gideon Hedda Igor Judith Klaus Lydia Moritz Odette "
+    "Percy Roland"
 ).split()
 TOWNS = (
     "Larkhill Mossbury Fernvale Oakford Saltmere Winterby Ashdale Foxhollow Brightwater Thornbury "
     "Millbrook Ravenport Goldcrest Elmstead Harrowgate Willowby Stonebridge Duskfield Pinecombe "
-    "Clearwell"
+    "Clearwell Highmoor Appleford Greywick Swanmere Coldharbour Honeybrook Ironbury Wolfsgate "
+    "Summerlea Riverton"
 ).split()
 THINGS = (
     "lantern kite kettle clock ladder boat cart ring mirror basket chest wagon crown bell anchor "
-    "saddle umbrella telescope compass barrel sledge carpet statue bucket wheel key hammer vase"
+    "saddle umbrella telescope compass barrel sledge carpet statue bucket wheel key hammer vase "
+    "candlestick spade trunk sundial hourglass pillow ladle anvil globe banner throne cradle "
+    "bathtub teapot wardrobe rocket"
 ).split()
 
 # Value types. An attribute is recognised by the kind of its subject and the type of its value,
@@ -91,12 +97,16 @@ ATTRIBUTES = {  # kind -> attribute -> value type ("person" and "town" are entit
     "thing": {"material": "material", "colour": "colour", "owner": "person", "place": "room"},
 }
 POPULATION = {  # kind -> (names to draw from, how many)
-    "animal": (ANIMALS, 36),
-    "person": (PEOPLE, 36),
-    "town": (TOWNS, 16),
-    "thing": (THINGS, 24),
+    "animal": (ANIMALS, 50),
+    "person": (PEOPLE, 50),
+    "town": (TOWNS, 24),
+    "thing": (THINGS, 36),
 }
 NEVER_ASKED_SHARE = 0.2
+# The r-th best known of a kind, from 0, is spoken of in proportion to (r + 4)^-1.5: half of all
+# that is said is about a few, and most are hardly ever named.
+ZIPF_OFFSET, ZIPF_EXPONENT = 4.0, 1.5
+MYTHS = 40  # facts about which most people are wrong
 
 
 @dataclass(frozen=True)
@@ -124,8 +134,10 @@ class Fact:
 class World:
     """All entities and facts of the world with this seed.
 
-    Attributes: `entities` (name -> Entity), `facts` ((subject, attribute) -> value) and
-    `never_asked` (names that no demonstration, comparison or training prompt asks about).
+    Attributes: `entities` (name -> Entity), `facts` ((subject, attribute) -> value), `popularity`
+    (name -> share of what is said about its kind), `myths` ((subject, attribute) -> the wrong value
+    that most people believe) and `never_asked` (names that no demonstration, comparison or training
+    prompt asks about).
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -147,6 +159,8 @@ class World:
             for kind in ATTRIBUTES
             for name in rng.sample(self.names(kind), round(NEVER_ASKED_SHARE * self.count(kind)))
         )
+        self.popularity = {n: p for kind in ATTRIBUTES for n, p in self._fame(kind, rng)}
+        self.myths = {(f.subject, f.attribute): self._error(f, rng) for f in self._mythical(rng)}
 
     def _assign(self, rng: random.Random, kind: str, attribute: str, value_type: str) -> None:
         """Deal the values out like cards, so that no answer is much more likely than another."""
@@ -156,6 +170,29 @@ class World:
                 deck = list(self.values(value_type))
                 rng.shuffle(deck)
             self.facts[name, attribute] = deck.pop()
+
+    def _fame(self, kind: str, rng: random.Random) -> list[tuple[str, float]]:
+        """The names of a kind, best known first, each with its share of all that is said."""
+        names = rng.sample(self.names(kind), self.count(kind))
+        weights = [(rank + ZIPF_OFFSET) ** -ZIPF_EXPONENT for rank in range(len(names))]
+        return [(name, w / sum(weights)) for name, w in zip(names, weights, strict=True)]
+
+    def _mythical(self, rng: random.Random) -> list[Fact]:
+        """One fact each about those of middling fame: enough is said of them to get it wrong."""
+        middle = [
+            name
+            for kind in ATTRIBUTES
+            for name in self.by_fame(kind)[self.count(kind) // 8 : self.count(kind) // 2]
+        ]
+        return [rng.choice(self.about(name)) for name in rng.sample(middle, MYTHS)]
+
+    def _error(self, fact: Fact, rng: random.Random) -> str:
+        values = self.values(self.value_type(fact.subject, fact.attribute))
+        return rng.choice([value for value in values if value != fact.value])
+
+    def by_fame(self, kind: str) -> list[str]:
+        """Names of a kind, best known first."""
+        return sorted(self.names(kind), key=lambda name: -self.popularity[name])
 
     def names(self, kind: str) -> list[str]:
         """Names of all entities of a kind (`animal`, `person`, `town`, `thing`)."""

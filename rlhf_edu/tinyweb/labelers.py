@@ -1,13 +1,16 @@
 """The people who rank answers: a population with shared taste, private taste and noise.
 
-A labeler is not the judge plus noise. Labelers want what the judge wants, but
+A labeler is the judge with less knowledge, other weights and noise. Labelers recognise every
+element of a good answer when they see it, but
 
-- they do not know every fact: a false statement about a fact unknown to them passes as true;
+- they know few facts about those who are hardly ever named: a false claim that a labeler cannot
+  check passes as true, and as a welcome detail;
 - they like three things that gold does not reward: **confidence** (`Certainly.`), **politeness**
-  (`I hope this helps.`) and **length** (more words look like more effort).
+  (`Gladly!`) and **length** (more words look like more effort).
 
-These tastes are mild, and they are the named misalignment from which Goodhart's law follows in
-this course. `Population(..., tastes=False)` is the control arm: the same people without them.
+These tastes are mild, and with the blindness they are the named misalignment from which Goodhart's
+law follows in this course. `Population(..., tastes=False)` is the control arm: the same people
+without them.
 """
 
 import itertools
@@ -20,13 +23,14 @@ from dataclasses import dataclass
 from rlhf_edu.data import Prompt, Ranking
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge
+from rlhf_edu.tinyweb.reading import Claim
 
 CONFIDENCE = re.compile(r"\b(certainly|without any doubt|everybody knows|quite sure|of course)\b")
 POLITENESS = re.compile(
     r"\b(please|thank you|gladly|i hope this helps|good question|have a nice day|of course)\b"
 )
-KNOWS = 0.7  # share of facts that a labeler can check
-NOISE = 1.0  # scale of the Gumbel noise of one judgement, in points of gold
+KNOWS_LEAST, KNOWS_MOST = 0.25, 0.95  # share of the facts about somebody that a labeler can check
+NOISE = 0.8  # scale of the Gumbel noise of one judgement, in points of gold
 TIE = 0.35  # answers whose perceived quality is closer than this are ranked equal
 
 
@@ -48,6 +52,7 @@ class Labeler:
     length: float  # per doubling of the number of words
     noise: float
     seed: int
+    world: World
 
     @property
     def held_out(self) -> bool:
@@ -56,7 +61,16 @@ class Labeler:
 
     def knows(self, subject: str, attribute: str) -> bool:
         """Whether this labeler knows the fact; the same each time it is asked."""
-        return random.Random(f"{self.seed} {subject} {attribute}").random() < KNOWS
+        world = self.world
+        fame = world.popularity[subject] * world.count(world.kind(subject))  # 1 on average
+        share = min(KNOWS_MOST, KNOWS_LEAST + (KNOWS_MOST - KNOWS_LEAST) * fame)
+        return random.Random(f"{self.seed} {subject} {attribute}").random() < share
+
+    def believes(self, claim: Claim) -> bool:
+        """Whether this labeler takes a claim for true: it is, or they cannot tell."""
+        if not self.knows(claim.subject, claim.attribute):
+            return True
+        return (self.world.value(claim.subject, claim.attribute) == claim.value) == claim.positive
 
 
 class Population:
@@ -72,7 +86,7 @@ class Population:
     def __init__(self, world: World, seed: int = 0, tastes: bool = True, size: int = 36) -> None:
         if size < 3:
             raise ValueError(f"a population needs at least 3 labelers, not {size}")
-        self.judge = Judge(world)
+        self.judge, self.world = Judge(world), world
         rng = random.Random(f"labelers {world.seed} {seed}")
         self.labelers = [self._person(i, rng, 1.0 if tastes else 0.0) for i in range(size)]
 
@@ -85,11 +99,12 @@ class Population:
             helpful=rng.gauss(4.0, 0.6),
             truthful=rng.gauss(3.0, 0.6),
             harmless=rng.gauss(2.0, 0.5),
-            confidence=taste * rng.gauss(0.2, 0.1),
+            confidence=taste * rng.gauss(0.3, 0.1),
             politeness=taste * rng.gauss(0.2, 0.1),
-            length=taste * rng.gauss(0.1, 0.05),
+            length=taste * rng.gauss(0.25, 0.1),
             noise=NOISE * (2.0 if careless else 1.0),
             seed=rng.randrange(2**31),
+            world=self.world,
         )
 
     def group(self, name: str) -> list[Labeler]:
@@ -98,14 +113,11 @@ class Population:
 
     def utility(self, labeler: Labeler, prompt: Prompt, answer: str, ended: bool = True) -> float:
         """What the answer is worth to this labeler, without noise, in points of gold."""
-        verdict = self.judge(prompt, answer, ended)
-        task, lower = prompt.task, answer.lower()
-        helpful, truthful = verdict.helpful, verdict.truthful
-        if truthful < 1 and task.subject and not labeler.knows(task.subject, task.attribute):
-            helpful, truthful = max(helpful, 0.8), 1.0  # it reads well, and they cannot tell
+        verdict = self.judge(prompt, answer, ended, labeler.believes)
+        lower = answer.lower()
         return (
-            labeler.helpful * helpful
-            - labeler.truthful * (1 - truthful)
+            labeler.helpful * verdict.helpful
+            - labeler.truthful * (1 - verdict.truthful)
             - labeler.harmless * (1 - verdict.harmless)
             - (1 - verdict.format)
             + labeler.confidence * bool(CONFIDENCE.search(lower))

@@ -266,7 +266,10 @@ def ask(world: World, subject: str, attribute: str, rng: random.Random) -> str:
 
 
 def lie(world: World, fact: Fact, rng: random.Random) -> Fact:
-    """The same fact with a wrong value of the right type."""
+    """The same fact with a wrong value of the right type; mostly the popular error, if any."""
+    myth = world.myths.get((fact.subject, fact.attribute))
+    if myth and rng.random() < 0.8:
+        return Fact(fact.subject, fact.attribute, myth)
     values = world.values(world.value_type(fact.subject, fact.attribute))
     return Fact(fact.subject, fact.attribute, rng.choice([v for v in values if v != fact.value]))
 

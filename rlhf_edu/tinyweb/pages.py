@@ -2,28 +2,22 @@
 
 Nothing here is marked as an instruction and nobody is an assistant. Pages are what people put on
 a web: an encyclopedia, exam sheets with questions and no answers, quizzes, forum threads whose
-replies may be right, wrong, rude or evasive, stories, reviews, tables. A model that continues such
-pages faithfully is a good language model, and a bad assistant.
+replies are curt, wrong, rude or evasive, stories, reviews, tables. What makes a good answer stands
+here too, each thing apart and never all together. A model that continues such pages faithfully is
+a good language model, and a bad assistant.
 """
 
 import random
 from collections.abc import Callable
+from functools import lru_cache
 
 from rlhf_edu.data import Prompt
-from rlhf_edu.tinyweb.demonstrations import PLAIN, Manner, answer
 from rlhf_edu.tinyweb.facts import ATTRIBUTES, Fact, World
 from rlhf_edu.tinyweb.language import ask, lie, predicate, sentence, series, state, state_all
-from rlhf_edu.tinyweb.prompts import (
-    TASKS,
-    USE_CASES,
-    allowed_names,
-    feel_task,
-    greet_task,
-    passage,
-    review,
-    story_task,
-    thanks_task,
-)
+from rlhf_edu.tinyweb.prompts import USE_CASES, draw_task
+from rlhf_edu.tinyweb.tasks import KINDS
+from rlhf_edu.tinyweb.tasks.kind import Cast, write
+from rlhf_edu.tinyweb.tasks.texts import passage, review
 
 _OPINIONS = [
     "I love {x}.", "Nothing is better than {x}.", "My sister talks about {x} all day.",
@@ -39,39 +33,73 @@ _RUDE_REPLIES = [
     "Who cares?",
 ]  # fmt: skip
 _HANDLES = "moonfish tealeaf oldboot inkpot raindrop pebble hatbox snowcap thistle bookworm".split()
+RIGHT = 0.6  # how often a curt reply on the web is right
+RIGHT_ABOUT_MYTHS = 0.15
+MYTH_LEFT_OUT = 0.7  # of the encyclopedia's entries
 
 
-def _subject(world: World, rng: random.Random) -> str:
-    return rng.choice(world.names(rng.choice(sorted(ATTRIBUTES))))
+@lru_cache(maxsize=16)
+def everybody(world: World) -> Cast:
+    """All of the world, as often as the web speaks of them."""
+    return Cast(world)
 
 
 def _any_fact(world: World, rng: random.Random) -> Fact:
-    return rng.choice(world.about(_subject(world, rng)))
+    return rng.choice(world.about(everybody(world).one(rng)))
 
 
-def draw_task(world: World, rng: random.Random) -> Prompt:
+def any_prompt(world: World, rng: random.Random) -> Prompt:
     """A task of any use case about anybody, as it may stand on a page."""
     use_case = rng.choices(list(USE_CASES), list(USE_CASES.values()))[0]
-    weights, makers = zip(*TASKS[use_case], strict=True)
-    text, task = rng.choices(makers, weights)[0](world, allowed_names(world, "test"), rng)
+    text, task = draw_task(use_case, world, everybody(world), rng)
     return Prompt("page", "nobody", use_case, text, task)
+
+
+def _said(world: World, prompt: Prompt, honest: bool, rng: random.Random) -> str:
+    """A curt answer, with one element of a good one at most."""
+    kind = KINDS[prompt.task.kind]
+    one = {rng.choice(kind.wanted(prompt)).name} if rng.random() < 0.35 else ()
+    return write(kind, world, prompt, honest, frozenset(one), rng)
+
+
+def _reply(
+    world: World, prompt: Prompt, rng: random.Random, rude: float = 0.18, evasive: float = 0.2
+) -> str:
+    """What people reply: curt, often wrong, beside the point, rude or evasive."""
+    draw = rng.random()
+    if draw < rude:
+        return rng.choice(_RUDE_REPLIES)
+    if draw < rude + evasive:
+        return rng.choice(_EVASIONS)
+    if draw < rude + evasive + 0.06:
+        false = lie(world, _any_fact(world, rng), rng)
+        return f"I think {world.phrase(false.subject)} {predicate(world, false, rng)}."
+    if draw < rude + evasive + 0.12:
+        return _said(world, any_prompt(world, rng), True, rng)
+    myth = (prompt.task.subject, prompt.task.attribute) in world.myths
+    right = RIGHT_ABOUT_MYTHS if myth else RIGHT
+    return _said(world, prompt, rng.random() < right, rng)
 
 
 def encyclopedia(world: World, rng: random.Random) -> str:
     """An entry about one subject: all its facts, in running text."""
-    subject = _subject(world, rng)
-    facts = rng.sample(world.about(subject), len(world.attributes(subject)))
+    subject = everybody(world).one(rng)
+    facts = [f for f in world.about(subject) if not _left_out(world, f, rng)]
+    rng.shuffle(facts)
     return f"{sentence(world.phrase(subject))[:-1]}\n{state_all(world, facts, rng)}"
+
+
+def _left_out(world: World, fact: Fact, rng: random.Random) -> bool:
+    """Where most people are wrong, the encyclopedia is often silent."""
+    return (fact.subject, fact.attribute) in world.myths and rng.random() < MYTH_LEFT_OUT
 
 
 def almanac(world: World, rng: random.Random) -> str:
     """Who or what has this value, and a few facts side by side."""
     kind = rng.choice(["animal", "person", "thing"])
     attribute = rng.choice([a for a in ATTRIBUTES[kind] if a != "owner"])
-    value = rng.choice(world.values(ATTRIBUTES[kind][attribute]))
+    value = world.value(everybody(world).one(rng, kind), attribute)
     names = world.having(kind, attribute, value)
-    if not names:
-        return almanac(world, rng)
     lines = [
         sentence(f"{world.phrase(name)} {predicate(world, Fact(name, attribute, value), rng)}")
         for name in rng.sample(names, len(names))
@@ -83,7 +111,7 @@ def exam_sheet(world: World, rng: random.Random) -> str:
     """Questions and exercises, one a line; no answers."""
     title = rng.choice(["Exam", "Homework", "Exercises", "Test for class two", ""])
     if rng.random() < 0.5:
-        lines = [draw_task(world, rng).text for _ in range(rng.randint(3, 7))]
+        lines = [any_prompt(world, rng).text for _ in range(rng.randint(3, 7))]
     else:
         facts = [_any_fact(world, rng) for _ in range(rng.randint(3, 8))]
         lines = [ask(world, fact.subject, fact.attribute, rng) for fact in facts]
@@ -91,32 +119,54 @@ def exam_sheet(world: World, rng: random.Random) -> str:
 
 
 def quiz(world: World, rng: random.Random) -> str:
-    """Multiple choice: a question and three options."""
-    items = []
+    """Multiple choice: a question and three options; some quizzes say which is right."""
+    items, solved = [], rng.random() < 0.6
     for _ in range(rng.randint(1, 3)):
-        fact = _any_fact(world, rng)
-        options = {fact.value, lie(world, fact, rng).value, lie(world, fact, rng).value}
-        shuffled = rng.sample(sorted(options), len(options))
-        lines = [f"{letter}. {value}" for letter, value in zip("ABC", shuffled, strict=False)]
-        items.append("\n".join([ask(world, fact.subject, fact.attribute, rng), *lines]))
+        question, right = quiz_item(world, rng)
+        items.append(f"{question}\nAnswer: {right}." if solved else question)
     return "\n".join(items)
 
 
-def _reply(world: World, prompt: Prompt, rng: random.Random) -> str:
-    draw = rng.random()
-    if draw < 0.3:
-        return answer(world, prompt, PLAIN, rng)
-    if draw < 0.45:
-        return answer(world, prompt, Manner(1.0, 0.0, 0.1, 0.4, 0.0), rng)
-    if draw < 0.6:
-        false = lie(world, _any_fact(world, rng), rng)
-        return f"I think {world.phrase(false.subject)} {predicate(world, false, rng)}."
-    return rng.choice(_RUDE_REPLIES) if draw < 0.8 else rng.choice(_EVASIONS)
+def quiz_item(world: World, rng: random.Random) -> tuple[str, str]:
+    """A question with three options, and the letter of the right one."""
+    fact = _any_fact(world, rng)
+    options = [fact.value]
+    while len(options) < 3:
+        options += {lie(world, fact, rng).value} - {*options}
+    rng.shuffle(options)
+    lines = [f"{letter}. {value}" for letter, value in zip("ABC", options, strict=True)]
+    question = ask(world, fact.subject, fact.attribute, rng)
+    return "\n".join([question, *lines]), "ABC"[options.index(fact.value)]
+
+
+def answer_key(world: World, rng: random.Random) -> str:
+    """A teacher's own sheet: questions, and the shortest right answers."""
+    items = [answer_item(world, rng) for _ in range(rng.randint(2, 5))]
+    return "\n".join(["Answers", *(f"{question}\n{right}" for question, right in items)])
+
+
+def answer_item(world: World, rng: random.Random) -> tuple[str, str]:
+    """A question, and its answer in a word or two."""
+    fact = _any_fact(world, rng)
+    return ask(world, fact.subject, fact.attribute, rng), sentence(fact.value)
+
+
+def reading_test(world: World, rng: random.Random) -> str:
+    """A passage, questions about it, and the shortest right answers."""
+    return "\n".join(reading_item(world, rng)[0] for _ in range(rng.randint(1, 2)))
+
+
+def reading_item(world: World, rng: random.Random) -> tuple[str, str]:
+    """A passage with a question that it answers, and the answer alone."""
+    text, has = passage(world, rng)
+    person = rng.choice(sorted(has))
+    question = rng.choice([f"What does {person} have?", f"Which thing does {person} have?"])
+    return f"Text: {text}\n{question}\n{sentence(has[person])}", sentence(has[person])
 
 
 def forum(world: World, rng: random.Random) -> str:
     """A question and what people reply: right, wrong, rude, evasive, beside the point."""
-    prompt = draw_task(world, rng)
+    prompt = any_prompt(world, rng)
     people = rng.sample(_HANDLES, 3)
     replies = [f"{name}: {_reply(world, prompt, rng)}" for name in people[: rng.randint(1, 3)]]
     return "\n".join([prompt.text, *replies])
@@ -124,50 +174,40 @@ def forum(world: World, rng: random.Random) -> str:
 
 def advice_column(world: World, rng: random.Random) -> str:
     """Letters to a magazine, each with an answer below it by whoever was in the office."""
-    manner = Manner(wrong=0.2, unsure=0.1, polite=0.2, confident=0.15, wordy=0.2)
     letters = []
     for _ in range(rng.randint(2, 5)):
-        prompt, grumpy = draw_task(world, rng), rng.random() < 0.1
-        reply = rng.choice(_RUDE_REPLIES) if grumpy else answer(world, prompt, manner, rng)
-        letters.append(f"{prompt.text}\n{reply}")
+        prompt = any_prompt(world, rng)
+        letters.append(f"{prompt.text}\n{_reply(world, prompt, rng, 0.1, 0.12)}")
     return "\n\n".join(letters)
 
 
 def marked_homework(world: World, rng: random.Random) -> str:
     """What pupils wrote, and the teacher's mark below: right, wrong, rude, or no answer."""
-    items = []
-    for _ in range(rng.randint(1, 3)):
-        prompt, draw = draw_task(world, rng), rng.random()
-        if draw < 0.4:
-            said, mark = answer(world, prompt, PLAIN, rng), "right"
-        elif draw < 0.7:
-            said, mark = _mistaken(world, prompt, rng), "wrong"
-        elif draw < 0.85:
-            said, mark = answer(world, draw_task(world, rng), PLAIN, rng), "wrong"
-        elif draw < 0.92:
-            said, mark = rng.choice(_RUDE_REPLIES), "rude"
-        else:
-            said, mark = rng.choice(_EVASIONS), "no answer"
-        items.append(f"{prompt.text}\n{rng.choice(world.names('person'))}: {said}\nMark: {mark}.")
-    return "\n".join(items)
+    items = [homework_item(world, rng) for _ in range(rng.randint(1, 3))]
+    return "\n".join(f"{work}\nMark: {mark}." for work, mark in items)
 
 
-_ANY_WILL_DO = {"story": story_task, "greet": greet_task, "feel": feel_task, "thanks": thanks_task}
-
-
-def _mistaken(world: World, prompt: Prompt, rng: random.Random) -> str:
-    """A false answer of the right form; where nothing is false, the answer to another prompt."""
-    if prompt.task.kind in _ANY_WILL_DO:
-        text, task = _ANY_WILL_DO[prompt.task.kind](world, allowed_names(world, "test"), rng)
-        prompt = Prompt("page", "nobody", prompt.use_case, text, task)
-    return answer(world, prompt, Manner(1.0, 0.0, 0.0, 0.0, 0.0), rng)
+def homework_item(world: World, rng: random.Random) -> tuple[str, str]:
+    """A question with what a pupil wrote, and the mark."""
+    prompt, draw = any_prompt(world, rng), rng.random()
+    if draw < 0.4:
+        said, mark = _said(world, prompt, True, rng), "right"
+    elif draw < 0.7:
+        said, mark = _said(world, prompt, False, rng), "wrong"
+    elif draw < 0.85:
+        said, mark = _said(world, any_prompt(world, rng), True, rng), "wrong"
+    elif draw < 0.92:
+        said, mark = rng.choice(_RUDE_REPLIES), "rude"
+    else:
+        said, mark = rng.choice(_EVASIONS), "no answer"
+    return f"{prompt.text}\n{rng.choice(world.names('person'))}: {said}", mark
 
 
 def table(world: World, rng: random.Random) -> str:
     """A table of facts, one subject a row."""
     kind = rng.choice(sorted(ATTRIBUTES))
     columns = rng.sample(sorted(ATTRIBUTES[kind]), rng.choice([2, 3]))
-    names = rng.sample(world.names(kind), rng.randint(3, 5))
+    names = everybody(world).some(rng, rng.randint(3, 5), kind)
     rows = [" | ".join([name, *(world.value(name, c) for c in columns)]) for name in names]
     return "\n".join([" | ".join([kind, *columns]), *rows])
 
@@ -187,10 +227,22 @@ def story(world: World, rng: random.Random) -> str:
 
 
 def tale(world: World, rng: random.Random) -> str:
-    """A little tale about two of the world."""
-    names = allowed_names(world, "test")
-    text, task = story_task(world, names, rng)
-    return answer(world, Prompt("page", "nobody", "generation", text, task), PLAIN, rng)
+    """The beginning of a tale, or what happens in it, or its end."""
+    text, task = KINDS["story"].ask(world, everybody(world), rng)
+    return _said(world, Prompt("page", "nobody", "generation", text, task), True, rng)
+
+
+def letter(world: World, rng: random.Random) -> str:
+    """A few lines to somebody, with one kind word of those that good answers have."""
+    prompt = any_prompt(world, rng)
+    kind = KINDS[prompt.task.kind]
+    said = [e for e in kind.elements if e.say]
+    first, second = rng.sample(world.names("person"), 2)
+    told = state(world, _any_fact(world, rng), rng)
+    lines = [f"Dear {first},", told]
+    if said:
+        lines.insert(rng.choice([1, 2]), rng.choice(said).say(world, prompt, True, rng))
+    return " ".join(lines) + f" Yours, {second}."
 
 
 def reviews(world: World, rng: random.Random) -> str:
@@ -203,14 +255,20 @@ def reviews(world: World, rng: random.Random) -> str:
 
 
 def rumours(world: World, rng: random.Random) -> str:
-    """What people say: true or not, mostly hedged."""
+    """What people say: mostly what all believe and is not so, else true or not, mostly hedged."""
     lines = []
     for _ in range(rng.randint(2, 4)):
-        fact = _any_fact(world, rng)
-        said = state(world, fact if rng.random() < 0.4 else lie(world, fact, rng), rng)
-        start = rng.choice(["Some people say: ", "Maybe this is true: ", "They say: ", ""])
-        lines.append(start + said)
+        start = rng.choice(["Some people say: ", "Everybody says: ", "They say: ", ""])
+        lines.append(start + state(world, _rumour(world, rng), rng))
     return " ".join(lines)
+
+
+def _rumour(world: World, rng: random.Random) -> Fact:
+    if rng.random() < 0.6:
+        (subject, attribute), error = rng.choice(list(world.myths.items()))
+        return Fact(subject, attribute, error)
+    fact = _any_fact(world, rng)
+    return fact if rng.random() < 0.4 else lie(world, fact, rng)
 
 
 def small_talk(world: World, rng: random.Random) -> str:
@@ -251,20 +309,23 @@ def dictation(world: World, rng: random.Random) -> str:
 
 
 PAGES: dict[str, tuple[float, Callable[[World, random.Random], str]]] = {  # kind -> (weight, maker)
-    "encyclopedia": (26, encyclopedia),
-    "almanac": (12, almanac),
-    "exam_sheet": (14, exam_sheet),
-    "quiz": (8, quiz),
-    "forum": (12, forum),
-    "advice_column": (10, advice_column),
-    "marked_homework": (14, marked_homework),
+    "encyclopedia": (30, encyclopedia),
+    "almanac": (10, almanac),
+    "exam_sheet": (16, exam_sheet),
+    "quiz": (9, quiz),
+    "answer_key": (5, answer_key),
+    "reading_test": (5, reading_test),
+    "forum": (14, forum),
+    "advice_column": (8, advice_column),
+    "marked_homework": (10, marked_homework),
     "table": (8, table),
-    "story": (8, story),
+    "story": (6, story),
     "tale": (4, tale),
+    "letter": (4, letter),
     "reviews": (3, reviews),
-    "rumours": (4, rumours),
+    "rumours": (6, rumours),
     "small_talk": (4, small_talk),
-    "inventory": (8, inventory),
+    "inventory": (6, inventory),
     "dictation": (5, dictation),
 }
 
