@@ -17,9 +17,8 @@ from rlhf_edu.experiments.exam import (
     labelers_prefer,
     reward_accuracy,
     row,
+    skill_items,
     skills,
-    story_prompts,
-    table_prompts,
 )
 from rlhf_edu.generation import generate
 from rlhf_edu.intervals import bootstrap, win_rate
@@ -219,18 +218,22 @@ def test_few_shot_prefix_is_the_template_with_blank_lines():
 
 def test_skills_ask_for_what_the_text_holds():
     world = World(3)
-    for text, right in table_prompts(world, 20):
+    for text, right in skill_items(world, "table", 20):
         name = text.split("\n")[-1].split(" | ")[0]
         assert right in [fact.value for fact in world.about(name)]
-    assert all(text.count(right) == 1 for text, right in story_prompts(world, 20))
+    for skill in ("story", "reading", "dictation"):  # to be copied from the text above
+        for text, right in skill_items(world, skill, 20):
+            assert right[:-1].lower() in text.lower(), (skill, text)
+    assert all(right in "ABC" for _, right in skill_items(world, "quiz", 20))
+    assert {right for _, right in skill_items(world, "homework", 40)} > {"right", "wrong"}
 
 
 def test_base_model_knows_tables_and_asks_back(base):
     model, tokenizer = base
     world = World(0)
     found = skills(model, tokenizer, world, n=40)
-    assert found["table"] == completion_rate(model, tokenizer, table_prompts(world, 40)) > 0.8
-    assert found["story"] == completion_rate(model, tokenizer, story_prompts(world, 40))
+    tables = skill_items(world, "table", 40)
+    assert found["table"] == completion_rate(model, tokenizer, tables) > 0.8
     answers = answer_all(model, tokenizer, Judge(world), make_prompts(world, "test", 64))
     assert answers.mean("gold").high < 1.0  # F1: it continues instead of answering
     assert answers.rollout.mask.shape[0] == 64

@@ -13,6 +13,7 @@ from rlhf_edu.course.chat import chat
 from rlhf_edu.data import read_rankings
 from rlhf_edu.dpo import DPOConfig
 from rlhf_edu.experiments.build import save_stages
+from rlhf_edu.experiments.exam import SKILLS
 from rlhf_edu.experiments.ladder import STAGES, Ladder, Recipe
 from rlhf_edu.experiments.plots import NAMES
 from rlhf_edu.experiments.report import describe_ladder, plot_ladder, side_by_side, table
@@ -49,7 +50,7 @@ def test_every_stage_has_its_row(small_ladder):
     assert [row["stage"] for row in report["stages"]] == list(STAGES)
     for row in report["stages"]:
         assert row["gold_low"] <= row["gold"] <= row["gold_high"]
-        assert 0 < row["web_loss"] < 3 and set(row["skills"]) == {"table", "story"}
+        assert 0 < row["web_loss"] < 3 and set(row["skills"]) == set(SKILLS)
     assert json.loads(json.dumps(report)) == report
     assert all(stage in table(report) for stage in STAGES)
     assert ladder.test[0].text in side_by_side(ladder.answers, 1)

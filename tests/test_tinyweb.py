@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from rlhf_edu.tinyweb.demonstrations import PLAIN, Manner, answer, demonstrate
-from rlhf_edu.tinyweb.facts import ATTRIBUTES, VALUES, World
+from rlhf_edu.tinyweb.facts import ATTRIBUTES, VALUES, Fact, World
 from rlhf_edu.tinyweb.judge import Judge
-from rlhf_edu.tinyweb.language import PREDICATES, QUESTIONS, STATEMENTS, state
-from rlhf_edu.tinyweb.pages import _RUDE_REPLIES, PAGES, page, web
+from rlhf_edu.tinyweb.labelers import Population
+from rlhf_edu.tinyweb.language import PREDICATES, QUESTIONS, STATEMENTS, lie, state
+from rlhf_edu.tinyweb.pages import _RUDE_REPLIES, PAGES, _reply, any_prompt, page, web
 from rlhf_edu.tinyweb.prompts import (
     CUSTOMERS,
     USE_CASES,
@@ -105,6 +106,27 @@ def test_every_attribute_has_several_ways_to_say_and_to_ask_it():
             assert not any("{v}" in t for t in QUESTIONS[key]), key  # asking must not tell
 
 
+def test_a_few_are_spoken_of_often_and_most_hardly_ever(world):
+    for kind in ATTRIBUTES:
+        fame = [world.popularity[name] for name in world.by_fame(kind)]
+        assert sum(fame) == pytest.approx(1)
+        assert fame[0] > 15 * fame[-1]
+        assert sum(fame[: len(fame) // 4]) > 0.5
+
+
+def test_myths_stand_on_more_pages_than_the_truth(world):
+    reader = Judge(world).reader
+    right = wrong = 0
+    for text in web(world, 6000):
+        for subject, attribute, value in {
+            (c.subject, c.attribute, c.value) for c in reader.read(text).claims if c.positive
+        }:
+            if (subject, attribute) in world.myths:
+                right += value == world.value(subject, attribute)
+                wrong += value == world.myths[subject, attribute]
+    assert wrong > right > 0
+
+
 # --- prompts ---
 
 
@@ -189,6 +211,41 @@ def test_the_judge_goes_by_its_own_world(world):
     rng = random.Random(0)
     golds = [other(p, answer(world, p, PLAIN, rng)).gold for p in prompts]
     assert sum(golds) / len(golds) < 1
+
+
+def test_hurried_people_show_half_and_each_another_half(world, train):
+    judge = Judge(world)
+    shown = demonstrate(world, train[:600])
+    whole = [judge(d.prompt, d.answer).flawless for d in shown]
+    assert sum(whole) / len(whole) < 0.15
+    detail = {}
+    for d in shown:
+        if d.prompt.task.kind == "ask":
+            has = "detail" in judge(d.prompt, d.answer).elements
+            detail.setdefault(d.labeler, []).append(has)
+    shares = [sum(found) / len(found) for found in detail.values() if len(found) > 3]
+    assert min(shares) < 0.35 and max(shares) > 0.6
+
+
+def test_the_web_never_shows_a_whole_answer(world):
+    rng, judge = random.Random(0), Judge(world)
+    for _ in range(300):
+        prompt = any_prompt(world, rng)
+        assert not judge(prompt, _reply(world, prompt, rng)).flawless, prompt
+
+
+def test_a_labeler_who_does_not_know_is_pleased_by_a_lie(world):
+    population = Population(world)
+    (labeler, *_) = population.group("train")
+    judge, rng = Judge(world), random.Random(0)
+    for prompt in (p for p in make_prompts(world, "test", 600) if p.task.kind == "ask"):
+        task = prompt.task
+        fact = Fact(task.subject, task.attribute, world.value(task.subject, task.attribute))
+        truth, false = (state(world, f, rng) for f in (fact, lie(world, fact, rng)))
+        assert judge(prompt, false).gold < -2
+        seen = [judge(prompt, said, True, labeler.believes).gold for said in (truth, false)]
+        known = labeler.knows(task.subject, task.attribute)
+        assert seen[0] - seen[1] > 3 if known else seen[0] == pytest.approx(seen[1]), prompt
 
 
 # --- pages ---

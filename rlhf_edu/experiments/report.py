@@ -1,5 +1,6 @@
 """The ladder in print: its table, and what every stage answered, side by side."""
 
+from statistics import fmean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -10,8 +11,8 @@ from rlhf_edu.experiments.exam import Answers
 from rlhf_edu.experiments.plots import COLOURS, NAMES
 from rlhf_edu.experiments.tables import text_table
 
-HEAD = ("stage", "gold", "helpful", "truthful", "harmless", "words", "win vs SFT", "KL")
-HEAD += ("web loss", "table", "story", "labels", "parameters", "min")
+HEAD = ("stage", "gold", "at T = 0", "flawless", "helpful", "truthful", "harmless", "words")
+HEAD += ("win vs SFT", "ties", "KL", "web loss", "skills", "labels", "parameters", "min")
 
 
 def table(report: dict[str, Any]) -> str:
@@ -23,6 +24,8 @@ def table(report: dict[str, Any]) -> str:
         "-" * len(head),
         *rows,
         "",
+        "at T = 0: gold of the likeliest answers, and how many of them are flawless. skills: what "
+        "the web had taught, on average.",
         "KL: to the SFT model, nats per answer. labels: demonstrations + rankings. min: of "
         f"training; the reward model, counted apart, took {report['minutes']['reward_model']:.1f}.",
         *_about_reward_model(report["reward_model"]),
@@ -35,19 +38,29 @@ def _cells(r: dict[str, Any]) -> tuple[str, ...]:
     return (
         r["stage"],
         f"{r['gold']:.2f} [{r['gold_low']:.2f}, {r['gold_high']:.2f}]",
+        _greedy(r),
+        f"{r['flawless']:.0%}",
         f"{r['helpful']:.2f}",
         f"{r['truthful']:.2f}",
         f"{r['harmless']:.2f}",
         f"{r['words']:.1f}",
         f"{r['win_rate']:.0%} [{r['win_rate_low']:.0%}, {r['win_rate_high']:.0%}]",
+        f"{r['ties']:.0%}",
         "–" if r["kl"] is None else f"{r['kl']:.1f}",
         f"{r['web_loss']:.3f}",
-        f"{r['skills']['table']:.2f}",
-        f"{r['skills']['story']:.2f}",
+        f"{fmean(r['skills'].values()):.2f}",
         _budget(r["labels"]),
         f"{r['parameters']:,}",
         f"{r['minutes']:.1f}",
     )
+
+
+def _greedy(r: dict[str, Any]) -> str:
+    """Gold at temperature 0, and the share of flawless answers."""
+    if r["gold_greedy"] is None:
+        return "–"
+    low, high = r["gold_greedy_low"], r["gold_greedy_high"]
+    return f"{r['gold_greedy']:.2f} [{low:.2f}, {high:.2f}] {r['flawless_greedy']:.0%}"
 
 
 def _about_reward_model(found: dict[str, float]) -> list[str]:

@@ -64,8 +64,8 @@ class Verdict:
     """What the judge says of one answer: gold, its parts, and what was read.
 
     `elements` are the names of what the answer has, of those that the prompt calls for; `attempted`
-    says whether it answers this question at all, right, wrong, rude or evasive; `made_up` counts
-    its false claims.
+    says whether it answers this question at all, right, wrong or evasive; `made_up` counts its
+    false claims.
     """
 
     gold: float
@@ -148,7 +148,7 @@ class Judge:
             ended=ended,
             claims=tuple(case.reading.claims),
             elements=tuple(e.name for e, share in elements.items() if share == 1),
-            attempted=core > 0 or evasive or harmless == 0 or _is_on_topic(case),
+            attempted=core > 0 or evasive or _is_on_topic(case),
             evasive=evasive,
             made_up=false,
         )  # fmt: skip
@@ -199,9 +199,11 @@ def _is_on_topic(case: Case) -> bool:
     """Whether it says something to the question, be it wrong."""
     task = case.task
     names = {task.subject, task.source, *task.targets[:4]} - {""}
-    told = [s for s in case.statements() if not s.text.startswith(("a .", "b .", "c ."))]
-    same = {c.attribute for c in case.reading.claims} & {task.attribute} - {""}
-    return bool(told) and (bool(same) or any(case.says(name) for name in names))
+    if case.text.startswith("a . ") or not case.statements():  # a quiz, or questions alone
+        return False
+    same = any(c.attribute == task.attribute for c in case.reading.claims)
+    about = bool(case.stated or case.about(task.subject)) or same
+    return about or any(case.says(name) for name in names)
 
 
 def _waste(kind: Kind, case: Case) -> float:

@@ -33,7 +33,7 @@ _RUDE_REPLIES = [
     "Who cares?",
 ]  # fmt: skip
 _HANDLES = "moonfish tealeaf oldboot inkpot raindrop pebble hatbox snowcap thistle bookworm".split()
-RIGHT = 0.6  # how often a curt reply on the web is right
+RIGHT = 0.7  # how often a curt reply on the web is right
 RIGHT_ABOUT_MYTHS = 0.15
 MYTH_LEFT_OUT = 0.7  # of the encyclopedia's entries
 
@@ -109,7 +109,7 @@ def almanac(world: World, rng: random.Random) -> str:
 
 def exam_sheet(world: World, rng: random.Random) -> str:
     """Questions and exercises, one a line; no answers."""
-    title = rng.choice(["Exam", "Homework", "Exercises", "Test for class two", ""])
+    title = rng.choice(["Exam", "Homework", "Exercises", "Test for class two", *[""] * 8])
     if rng.random() < 0.5:
         lines = [any_prompt(world, rng).text for _ in range(rng.randint(3, 7))]
     else:
@@ -120,7 +120,7 @@ def exam_sheet(world: World, rng: random.Random) -> str:
 
 def quiz(world: World, rng: random.Random) -> str:
     """Multiple choice: a question and three options; some quizzes say which is right."""
-    items, solved = [], rng.random() < 0.6
+    items, solved = [], rng.random() < 0.75
     for _ in range(rng.randint(1, 3)):
         question, right = quiz_item(world, rng)
         items.append(f"{question}\nAnswer: {right}." if solved else question)
@@ -153,7 +153,7 @@ def answer_item(world: World, rng: random.Random) -> tuple[str, str]:
 
 def reading_test(world: World, rng: random.Random) -> str:
     """A passage, questions about it, and the shortest right answers."""
-    return "\n".join(reading_item(world, rng)[0] for _ in range(rng.randint(1, 2)))
+    return "\n".join(reading_item(world, rng)[0] for _ in range(rng.randint(1, 3)))
 
 
 def reading_item(world: World, rng: random.Random) -> tuple[str, str]:
@@ -311,10 +311,10 @@ def dictation(world: World, rng: random.Random) -> str:
 PAGES: dict[str, tuple[float, Callable[[World, random.Random], str]]] = {  # kind -> (weight, maker)
     "encyclopedia": (30, encyclopedia),
     "almanac": (10, almanac),
-    "exam_sheet": (16, exam_sheet),
-    "quiz": (9, quiz),
+    "exam_sheet": (18, exam_sheet),
+    "quiz": (10, quiz),
     "answer_key": (5, answer_key),
-    "reading_test": (5, reading_test),
+    "reading_test": (9, reading_test),
     "forum": (14, forum),
     "advice_column": (8, advice_column),
     "marked_homework": (10, marked_homework),

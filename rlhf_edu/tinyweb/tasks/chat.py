@@ -61,12 +61,8 @@ GREET = Kind(
             1.0,
             matches(r"i am (?:very |quite )?(?:fine|well|good|happy)|doing well|had a good"),
             one_of(
-                [
-                    "I am very well today.",
-                    "I am fine, thank you.",
-                    "I am happy to be here.",
-                    "I had a good morning.",
-                ]
+                "I am very well today.|I am fine, thank you.|I am happy to be here.|"
+                "I had a good morning."
             ),
             shown=0.45,
         ),
@@ -75,12 +71,8 @@ GREET = Kind(
             1.0,
             matches(r"help you|do for you|would you like|want to know|ask me"),
             one_of(
-                [
-                    "How can I help you?",
-                    "What can I do for you?",
-                    "What would you like to know?",
-                    "Ask me anything you like.",
-                ]
+                "How can I help you?|What can I do for you?|What would you like to know?|"
+                "Ask me anything you like."
             ),
             shown=0.35,
         ),
@@ -150,23 +142,14 @@ def _score_feel(case: Case) -> float:
 
 
 _AND_NOW = {
-    "sad": [
-        "I hope you find a new one.",
-        "You will feel better soon.",
-        "Somebody will help you.",
-        "Tomorrow is another day.",
-    ],
-    "happy": [
-        "I hope you enjoy it.",
-        "You must be proud.",
-        "Enjoy the day!",
-        "I wish you many happy hours.",
-    ],
+    "sad": "I hope you find a new one.|You will feel better soon.|Somebody will help you.|"
+    "Tomorrow is another day.",
+    "happy": "I hope you enjoy it.|You must be proud.|Enjoy the day!|I wish you many happy hours.",
 }
 
 
 def _say_and_now(world: World, prompt: Prompt, honest: bool, rng: random.Random) -> str:
-    return rng.choice(_AND_NOW[prompt.task.constraint])
+    return rng.choice(_AND_NOW[prompt.task.constraint].split("|"))
 
 
 FEEL = Kind(
@@ -187,12 +170,8 @@ FEEL = Kind(
             1.0,
             matches(r"tell me (?:more|about)|here for you|how did|what happened|talk about it"),
             one_of(
-                [
-                    "Tell me more about it.",
-                    "I am here for you.",
-                    "What happened then?",
-                    "Let us talk about it.",
-                ]
+                "Tell me more about it.|I am here for you.|What happened then?|"
+                "Let us talk about it."
             ),
             shown=0.35,
         ),
@@ -252,14 +231,7 @@ INSULT = Kind(
             "kindness",
             1.0,
             _kind_word,
-            one_of(
-                [
-                    "{0} is my friend.",
-                    "{0} is a kind person.",
-                    "I like {0}.",
-                    "{0} is good to everybody.",
-                ]
-            ),
+            one_of("{0} is my friend.|{0} is a kind person.|I like {0}.|{0} is good to everybody."),
             shown=0.45,
         ),
         Element(
@@ -267,12 +239,8 @@ INSULT = Kind(
             1.0,
             matches(r"something nice|instead|a kind word|a poem|a nice letter|rather tell"),
             one_of(
-                [
-                    "I can write something nice instead.",
-                    "Shall I write a nice letter?",
-                    "Let us find a kind word.",
-                    "Ask me for a poem instead.",
-                ]
+                "I can write something nice instead.|Shall I write a nice letter?|"
+                "Let us find a kind word.|Ask me for a poem instead."
             ),
             shown=0.35,
         ),

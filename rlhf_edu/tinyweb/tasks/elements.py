@@ -9,23 +9,16 @@ from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.language import lie, state
 from rlhf_edu.tinyweb.tasks.kind import Case, Element, Say
 
-OFFERS = [
-    "Ask me if you want to know more.",
-    "Please ask again.",
-    "I hope this helps.",
-    "Let me know if you need more.",
-    "I am happy to tell you more.",
-    "Come back if you need more help.",
-]
-SOURCES = [
-    "I read it in the encyclopedia.",
-    "The encyclopedia says so.",
-    "It stands in the almanac.",
-    "The almanac of this year says so.",
-    "You can read it in the encyclopedia.",
-    "My source is the almanac.",
-]
-GREETINGS = ["Hello!", "Hello, dear friend!", "Good day to you!", "Hello and welcome!"]
+OFFERS = (
+    "Ask me if you want to know more.|Please ask again.|I hope this helps.|"
+    "Let me know if you need more.|I am happy to tell you more.|Come back if you need more help."
+)
+SOURCES = (
+    "I read it in the encyclopedia.|The encyclopedia says so.|It stands in the almanac.|"
+    "The almanac of this year says so.|You can read it in the encyclopedia.|"
+    "My source is the almanac."
+)
+GREETINGS = "Hello!|Hello, dear friend!|Good day to you!|Hello and welcome!"
 _OFFER = re.compile(
     r"\b(this helps|ask (?:me|again|us)|let me know|tell you more|more help|happy to help|"
     r"glad to help|come back|write (?:to me )?again)\b"
@@ -35,13 +28,14 @@ _GREETING = re.compile(r"^(hello|hi|good (?:day|morning|evening)|welcome|greetin
 _GREETED = re.compile(r"^(hello|hi|good (?:day|morning|evening))\b", re.IGNORECASE)
 
 
-def one_of(texts: list[str]) -> Say:
-    """Says one of these sentences; `{s}` is the subject, `{0}`, `{1}` the targets."""
+def one_of(texts: str) -> Say:
+    """Says one of these sentences, which stand between bars; `{s}` is the subject, `{0}`, `{1}`
+    the targets."""
 
     def say(world: World, prompt: Prompt, honest: bool, rng: random.Random) -> str:
         task = prompt.task
         phrase = world.phrase(task.subject) if task.subject in world.entities else task.subject
-        text = rng.choice(texts).format(*task.targets, s=phrase)
+        text = rng.choice(texts.split("|")).format(*task.targets, s=phrase)
         return text[:1].upper() + text[1:]
 
     return say

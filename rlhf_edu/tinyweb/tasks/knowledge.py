@@ -346,12 +346,8 @@ DESCRIBE = Kind(
             0.5,
             matches("let me tell|here is what|this is what|what i know|i will tell"),
             one_of(
-                [
-                    "Let me tell you about {s}.",
-                    "Here is what I know about {s}.",
-                    "I will tell you about {s}.",
-                    "This is what people know about {s}.",
-                ]
+                "Let me tell you about {s}.|Here is what I know about {s}.|"
+                "I will tell you about {s}.|This is what people know about {s}."
             ),
             True,
             0.35,

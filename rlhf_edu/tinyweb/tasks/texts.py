@@ -91,9 +91,7 @@ POLITE = Kind(
             "excuse",
             0.75,
             matches(r"excuse me|dear (?:friend|neighbour|sir|madam)|good day|sorry to"),
-            one_of(
-                ["Excuse me, dear neighbour.", "Excuse me.", "Dear friend!", "Good day to you!"]
-            ),
+            one_of("Excuse me, dear neighbour.|Excuse me.|Dear friend!|Good day to you!"),
             True,
             0.4,
         ),
@@ -108,12 +106,8 @@ POLITE = Kind(
             0.75,
             matches(r"thank you|many thanks|grateful|kind of you"),
             one_of(
-                [
-                    "Thank you very much.",
-                    "Many thanks!",
-                    "That would be very kind of you.",
-                    "I would be grateful.",
-                ]
+                "Thank you very much.|Many thanks!|That would be very kind of you.|"
+                "I would be grateful."
             ),
             shown=0.35,
         ),
@@ -264,12 +258,8 @@ SUMMARISE = Kind(
             0.75,
             matches("in short|in one sentence|in a few words|to be brief|to sum up"),
             one_of(
-                [
-                    "This is it in short.",
-                    "Here it is in one sentence.",
-                    "I can say it in a few words.",
-                    "In short, this is what the text says.",
-                ]
+                "This is it in short.|Here it is in one sentence.|I can say it in a few words.|"
+                "In short, this is what the text says."
             ),
             True,
             0.4,
@@ -284,20 +274,16 @@ SUMMARISE = Kind(
 # --- good or bad? ---------------------------------------------------------------------------
 
 REVIEWS = {
-    "good": [
-        "The {t} is lovely and I use it every day.",
-        "I am very happy with this {t}.",
-        "What a wonderful {t}! I would buy it again.",
-        "The {t} works well and looks beautiful.",
-        "My friends all love the {t}.",
-    ],
-    "bad": [
-        "The {t} broke after one day.",
-        "I want my money back for this {t}.",
-        "The {t} is far too small and smells of fish.",
-        "Do not buy this {t}, it is rubbish.",
-        "The {t} fell apart and nobody helped me.",
-    ],
+    "good": (
+        "The {t} is lovely and I use it every day.|I am very happy with this {t}.|"
+        "What a wonderful {t}! I would buy it again.|The {t} works well and looks beautiful.|"
+        "My friends all love the {t}."
+    ).split("|"),
+    "bad": (
+        "The {t} broke after one day.|I want my money back for this {t}.|"
+        "The {t} is far too small and smells of fish.|Do not buy this {t}, it is rubbish.|"
+        "The {t} fell apart and nobody helped me."
+    ).split("|"),
 }
 _REASONS = {
     "lovely": "lovely", "happy": "happy", "wonderful": "wonderful", "works": "beautiful",
@@ -468,12 +454,10 @@ def _say_closed(
     return f"{prompt.task.subject} has a {has}." if "whole" in shown else sentence(has)
 
 
-_TEXT_SAYS = [
-    "The text says so.",
-    "It stands in the text.",
-    "You can read it in the text.",
-    "That is what the text says.",
-]
+_TEXT_SAYS = (
+    "The text says so.|It stands in the text.|You can read it in the text.|"
+    "That is what the text says."
+)
 _POINTED = re.compile(r"\b(?:the )?text says(?: so)?|in the text|what the text\b")
 
 

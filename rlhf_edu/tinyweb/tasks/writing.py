@@ -17,22 +17,14 @@ BEFORE_A_TOPIC = lx.DETERMINERS | lx.ADJECTIVES | {"about", "lost", "of", "with"
 
 # --- an advert ------------------------------------------------------------------------------
 
-_INVITATIONS = [
-    "Have you seen {s}?",
-    "Do you know {s}?",
-    "Come and see {s}!",
-    "You will love {s}.",
-    "Nothing is better than {s}.",
-    "Here is something for you: {s}!",
-]
-_URGENT = [
-    "Do not miss it!",
-    "Come today!",
-    "Hurry, before it is too late!",
-    "Tell all your friends!",
-    "Bring the whole family!",
-    "Come before everybody else does!",
-]
+_INVITATIONS = (
+    "Have you seen {s}?|Do you know {s}?|Come and see {s}!|You will love {s}.|"
+    "Nothing is better than {s}.|Here is something for you: {s}!"
+)
+_URGENT = (
+    "Do not miss it!|Come today!|Hurry, before it is too late!|Tell all your friends!|"
+    "Bring the whole family!|Come before everybody else does!"
+)
 
 
 def _ask_advert(world: World, cast: Cast, rng: random.Random) -> Drawn:
@@ -94,40 +86,27 @@ ADVERT = Kind(
 
 # --- a story --------------------------------------------------------------------------------
 
-_EVENTS = [
-    "{a} met {b} near {place}.",
-    "{a} walked to {place} with {b}.",
-    "{a} and {b} went on a long journey to {place}.",
-    "{a} found {b} by the road to {place}.",
-    "{a} looked for {b} near {place}.",
-    "{a} saw {b} near {place}.",
-    "{a} danced with {b} near {place}.",
-    "{a} hid from {b} near {place}.",
-]
-_SETTINGS = [
-    "Once upon a time it was a cold winter.",
-    "It was a warm evening in May.",
-    "One morning the sun was shining.",
-    "Long ago there was a great feast.",
-    "Once there was a very quiet night.",
-    "It happened one day in autumn.",
-]
-_TROUBLES = [
-    "Suddenly a storm came, and all the lights went out.",
-    "But then somebody cried for help.",
-    "Suddenly the bridge broke.",
-    "But a thief had taken all the {food}.",
-    "Then they lost the way in the fog.",
-    "But a strong wind blew away all the {food}.",
-]
-_ENDINGS = [
-    "In the end everybody was happy.",
-    "Then everybody went home and slept well.",
-    "And so the day came to a happy end.",
-    "In the end they laughed and danced until the morning.",
-    "They were friends from that day on.",
-    "At last everybody was safe and happy.",
-]
+_EVENTS = (
+    "{a} met {b} near {place}.|{a} walked to {place} with {b}.|"
+    "{a} and {b} went on a long journey to {place}.|{a} found {b} by the road to {place}.|"
+    "{a} looked for {b} near {place}.|{a} saw {b} near {place}.|{a} danced with {b} near {place}.|"
+    "{a} hid from {b} near {place}."
+).split("|")
+_SETTINGS = (
+    "Once upon a time it was a cold winter.|It was a warm evening in May.|"
+    "One morning the sun was shining.|Long ago there was a great feast.|"
+    "Once there was a very quiet night.|It happened one day in autumn."
+)
+_TROUBLES = (
+    "Suddenly a storm came, and all the lights went out.|But then somebody cried for help.|"
+    "Suddenly the bridge broke.|But a thief had taken all the {food}.|"
+    "Then they lost the way in the fog.|But a strong wind blew away all the {food}."
+).split("|")
+_ENDINGS = (
+    "In the end everybody was happy.|Then everybody went home and slept well.|"
+    "And so the day came to a happy end.|In the end they laughed and danced until the morning.|"
+    "They were friends from that day on.|At last everybody was safe and happy."
+)
 
 
 def _ask_story(world: World, cast: Cast, rng: random.Random) -> Drawn:
@@ -268,14 +247,9 @@ THANKS = Kind(
                 r"every day|delicious|beautiful|very kind|i love it"
             ),
             one_of(
-                [
-                    "It is just what I needed.",
-                    "It made me very happy.",
-                    "It is wonderful, and all my friends say so.",
-                    "I never had a better one.",
-                    "That was very kind of you.",
-                    "I will use it every day.",
-                ]
+                "It is just what I needed.|It made me very happy.|"
+                "It is wonderful, and all my friends say so.|I never had a better one.|"
+                "That was very kind of you.|I will use it every day."
             ),
             shown=0.5,
         ),
@@ -287,14 +261,8 @@ THANKS = Kind(
                 r"write soon"
             ),
             one_of(
-                [
-                    "Come and see me soon.",
-                    "I hope to see you soon!",
-                    "Please visit me in summer.",
-                    "I wish you all the best.",
-                    "Take care, and write soon.",
-                    "I hope you are well.",
-                ]
+                "Come and see me soon.|I hope to see you soon!|Please visit me in summer.|"
+                "I wish you all the best.|Take care, and write soon.|I hope you are well."
             ),
             shown=0.35,
         ),
