@@ -161,7 +161,8 @@ def reading_item(world: World, rng: random.Random) -> tuple[str, str]:
     text, has = passage(world, rng)
     person = rng.choice(sorted(has))
     question = rng.choice([f"What does {person} have?", f"Which thing does {person} have?"])
-    return f"Text: {text}\n{question}\n{sentence(has[person])}", sentence(has[person])
+    right = f"A {has[person]}."
+    return f"Text: {text}\n{question}\n{right}", right
 
 
 def forum(world: World, rng: random.Random) -> str:
@@ -322,7 +323,7 @@ PAGES: dict[str, tuple[float, Callable[[World, random.Random], str]]] = {  # kin
     "story": (6, story),
     "tale": (4, tale),
     "letter": (4, letter),
-    "reviews": (3, reviews),
+    "reviews": (5, reviews),
     "rumours": (6, rumours),
     "small_talk": (4, small_talk),
     "inventory": (6, inventory),

@@ -451,7 +451,7 @@ def _say_closed(
     (right,) = prompt.task.targets
     colour, thing = right.split()
     has = right if honest else f"{colour} {rng.choice(world.names('thing'))}"
-    return f"{prompt.task.subject} has a {has}." if "whole" in shown else sentence(has)
+    return f"{prompt.task.subject} has a {has}." if "whole" in shown else f"A {has}."
 
 
 _TEXT_SAYS = (
