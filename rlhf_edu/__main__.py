@@ -178,6 +178,7 @@ def _bench(options: argparse.Namespace) -> str:
 
 def _ladder(options: argparse.Namespace) -> None:
     from rlhf_edu.experiments.ladder import Ladder
+    from rlhf_edu.experiments.properties import properties
     from rlhf_edu.experiments.report import side_by_side, table
     from rlhf_edu.files import write_text
 
@@ -187,7 +188,7 @@ def _ladder(options: argparse.Namespace) -> None:
         if options.json:
             write_text(options.json, json.dumps(report, indent=1) + "\n")
     finally:
-        print(table(report))
+        print(table(report), properties(report), sep="\n\n")
         print(side_by_side(ladder.answers))
 
 
