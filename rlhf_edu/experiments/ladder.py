@@ -66,7 +66,7 @@ class Recipe:
 
     size: str = "1M"
     pages: int | None = None  # to pretrain on; None: what `bases.BASES` says
-    demonstrations: int = 400
+    demonstrations: int = 600
     ranked_prompts: int = 3000
     answers_per_prompt: tuple[int, ...] = (4, 4, 4, 5, 6, 9)
     strangers: int = 1  # of these answers are the prompted model's, the others the SFT model's
