@@ -13,7 +13,7 @@ from rlhf_edu.data import Demonstration, Prompt
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.language import state
 from rlhf_edu.tinyweb.tasks import KINDS
-from rlhf_edu.tinyweb.tasks.kind import Element, write
+from rlhf_edu.tinyweb.tasks.kind import CARE, Element, write
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Manner:
     """How often a writer does what an ideal writer would not; each a probability.
 
     `hurry` is 0 for a writer who shows every element of a good answer, 1 for one who shows what
-    the habits of a hurried writer leave.
+    the habits of a hurried writer leave; above 1 answers are dashed off, as on the web.
     """
 
     wrong: float = 0.05
@@ -55,9 +55,10 @@ def answer(
     if kind.factual and rng.random() < manner.unsure:
         return rng.choice(UNSURE)
     honest = rng.random() >= manner.wrong
-    shown = frozenset(
+    shown = CARE if manner.hurry <= 1 else frozenset()
+    shown |= {
         e.name for e in kind.wanted(prompt) if rng.random() >= manner.hurry * (1 - habit(writer, e))
-    )
+    }
     text = write(kind, world, prompt, honest, shown, rng)
     opening = rng.random()  # a polite one, a confident one or none
     if opening < manner.polite:

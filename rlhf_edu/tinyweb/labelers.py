@@ -30,7 +30,7 @@ POLITENESS = re.compile(
     r"\b(please|thank you|gladly|i hope this helps|good question|have a nice day|of course)\b"
 )
 KNOWS_LEAST, KNOWS_MOST = 0.25, 0.95  # share of the facts about somebody that a labeler can check
-NOISE = 0.8  # scale of the Gumbel noise of one judgement, in points of gold
+NOISE = 1.0  # scale of the Gumbel noise of one judgement, in points of gold
 TIE = 0.35  # answers whose perceived quality is closer than this are ranked equal
 
 

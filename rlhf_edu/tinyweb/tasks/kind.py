@@ -18,7 +18,7 @@ from rlhf_edu.tinyweb.reading import Claim, Reader, Reading, Sentence, tokenize
 
 Drawn = tuple[str, Task]
 Shown = frozenset[str]
-NOTHING: Shown = frozenset()
+CARE: Shown = frozenset({"care"})  # of those who are asked to write; the web dashes off its answers
 
 
 class Cast:
