@@ -33,7 +33,7 @@ _RUDE_REPLIES = [
     "Who cares?",
 ]  # fmt: skip
 _HANDLES = "moonfish tealeaf oldboot inkpot raindrop pebble hatbox snowcap thistle bookworm".split()
-RIGHT = 0.8  # how often a curt reply on the web is right
+RIGHT = 0.7  # how often a curt reply on the web is right
 RIGHT_ABOUT_MYTHS = 0.15
 MYTH_LEFT_OUT = 0.7  # of the encyclopedia's entries
 
@@ -63,7 +63,7 @@ def _said(world: World, prompt: Prompt, honest: bool, rng: random.Random) -> str
 
 
 def _reply(
-    world: World, prompt: Prompt, rng: random.Random, rude: float = 0.15, evasive: float = 0.15
+    world: World, prompt: Prompt, rng: random.Random, rude: float = 0.18, evasive: float = 0.2
 ) -> str:
     """What people reply: curt, often wrong, beside the point, rude or evasive."""
     draw = rng.random()
@@ -317,8 +317,8 @@ PAGES: dict[str, tuple[float, Callable[[World, random.Random], str]]] = {  # kin
     "answer_key": (5, answer_key),
     "reading_test": (9, reading_test),
     "forum": (14, forum),
-    "advice_column": (12, advice_column),
-    "marked_homework": (12, marked_homework),
+    "advice_column": (8, advice_column),
+    "marked_homework": (10, marked_homework),
     "table": (8, table),
     "story": (6, story),
     "tale": (4, tale),
