@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_edu.experiments import EXPERIMENTS
 
-STAGES = ("base", "sft", "ppo", "ppo_ptx", "dpo")  # of chat
+CHAT_STAGES = ("base", "sft", "ppo", "ppo_ptx", "dpo")  # of chat
 DEVICES = ("auto", "cpu", "cuda")
 
 TRAINERS = {
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     build = command("build", "Rebuild everything in data/ from nothing.", "It takes hours.")
     build.add_argument("--only", choices=["bases", "stages"], help="Rebuild this part alone.")
     chat = command("chat", "Ask the shipped models.", "Answers come side by side, in seconds.")
-    more = f"One stage ({', '.join(STAGES)}); without it, all of them."
+    more = f"One stage ({', '.join(CHAT_STAGES)}); without it, all of them."
     chat.add_argument("--stage", metavar="STAGE", help=more)
     more = "One question; without it, type them one by one."
     chat.add_argument("--prompt", metavar="TEXT", help=more)

@@ -64,7 +64,7 @@ def test_file_is_as_the_execute_command_writes_it(path: Path) -> None:
     notebook = tools.read(path)
     nbformat.validate(notebook)
     text = path.read_text(encoding="utf-8")
-    tools.normalise(notebook)
+    tools.tidy(notebook)
     assert nbformat.writes(notebook, version=4).rstrip("\n") + "\n" == text
     assert len(text.encode()) < BYTES
     assert "widgets" not in notebook.metadata
@@ -300,7 +300,7 @@ slow = pytest.mark.skipif("RLHF_EDU_SLOW" not in os.environ, reason="minutes: RL
 @slow
 @each
 def test_handout_runs_to_its_end(path: Path) -> None:
-    tools.run(tools.handout(tools.read(path)), path)
+    tools.run_notebook(tools.handout(tools.read(path)), path)
 
 
 def test_settings_of_jupyterlab_exist() -> None:

@@ -513,7 +513,7 @@ def test_help_names_defaults_and_choices(capsys) -> None:
     said = options.parser_of("dpo").format_help()
     for words in ("{dpo,ipo,length-normalised,hinge", "(default: 0.0002)", "0: of all", ": 0)"):
         assert words in " ".join(said.split()), words
-    assert set(__main__.STAGES) == set(chat.FOLDERS)
+    assert set(__main__.CHAT_STAGES) == set(chat.FOLDERS)
     with pytest.raises(SystemExit):
         __main__.main(["ladder", "--nonsense"])
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rlhf_edu.bench.job import Job
-from rlhf_edu.experiments.grid import versions
+from rlhf_edu.engine.devices import versions
 
 MB = 1e6
 

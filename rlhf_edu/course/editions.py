@@ -73,11 +73,11 @@ def execute(names: Sequence[str] = ()) -> None:
     """
     for path in find(names):
         start = time.perf_counter()
-        write(path, run(read(path), path))
+        write(path, run_notebook(read(path), path))
         print(f"{path.stem}: {time.perf_counter() - start:.0f} s")
 
 
-def run(notebook: NotebookNode, path: Path) -> NotebookNode:
+def run_notebook(notebook: NotebookNode, path: Path) -> NotebookNode:
     """Return the notebook with fresh outputs, normalised; errors as `execute`."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, CellExecutionError
@@ -96,10 +96,10 @@ def run(notebook: NotebookNode, path: Path) -> NotebookNode:
         raise RuntimeError(f"{path.stem}: a cell failed\n{error}") from None
     except (asyncio.TimeoutError, TimeoutError, CellControlSignal) as error:
         raise RuntimeError(f"{path.stem}: took too long ({error})") from None
-    return normalise(notebook)
+    return tidy(notebook)
 
 
-def normalise(notebook: NotebookNode) -> NotebookNode:
+def tidy(notebook: NotebookNode) -> NotebookNode:
     """Drop, in place, what differs from run to run: widget ids and state, versions, times."""
     notebook.metadata = NotebookNode(
         kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python")

@@ -104,7 +104,7 @@ def start(
     folder = data_folder() / "models" if models is None else Path(models)
     course = Course(tier, seed, device or ("cpu" if tier == "tiny" else "auto"), folder)
     print(course)
-    if get_ipython():  # HTML alone, which `normalise` drops: the course stores no widgets
+    if get_ipython():  # HTML alone, which `tidy` drops: the course stores no widgets
         display({"text/html": GONE}, raw=True)
     return course
 

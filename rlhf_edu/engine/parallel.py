@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch import distributed as dist
 
-Row = TypeVar("Row")
+Item = TypeVar("Item")
 
 
 def join_others() -> None:
@@ -38,7 +38,7 @@ def is_main() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def share(rows: Sequence[Row]) -> Sequence[Row]:
+def share(rows: Sequence[Item]) -> Sequence[Item]:
     """This process' part of the rows, perhaps none; in the order of processes they are all."""
     if processes() == 1:
         return rows
@@ -47,8 +47,8 @@ def share(rows: Sequence[Row]) -> Sequence[Row]:
 
 
 def share_of_batch(
-    rows: Sequence[Row], size: Callable[[Row], float]
-) -> tuple[Sequence[Row], float]:
+    rows: Sequence[Item], size: Callable[[Item], float]
+) -> tuple[Sequence[Item], float]:
     """This process' part of a batch, and its weight in the batch's mean.
 
     Args:

@@ -6,7 +6,6 @@ interrupted and goes on where it stopped; a finished grid only prints.
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from tqdm.auto import tqdm
 
-from rlhf_edu import __version__, data_folder
+from rlhf_edu import data_folder
+from rlhf_edu.engine.devices import versions
 from rlhf_edu.files import write_text
 from rlhf_edu.intervals import Estimate, over_seeds
 
@@ -42,16 +40,6 @@ class Finding:
     claim: str
     paper: str
     judge: Callable[[Cells], tuple[str, str]]
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on besides its seed."""
-    return {
-        "rlhf_edu": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
 
 
 # --- cells ---------------------------------------------------------------------------------------

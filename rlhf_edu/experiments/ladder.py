@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from rlhf_edu import data_folder
 from rlhf_edu.data import Demonstration, Prompt, Ranking
 from rlhf_edu.dpo import DPOConfig, train_dpo
-from rlhf_edu.engine.devices import device_of
+from rlhf_edu.engine.devices import device_of, versions
 from rlhf_edu.experiments.bases import make_base
 from rlhf_edu.experiments.exam import (
     MAX_NEW_TOKENS,
@@ -32,7 +32,6 @@ from rlhf_edu.experiments.exam import (
     row,
     skills,
 )
-from rlhf_edu.experiments.grid import versions
 from rlhf_edu.experiments.plots import STAGES
 from rlhf_edu.generation import generate
 from rlhf_edu.intervals import Estimate, bootstrap, win_rate

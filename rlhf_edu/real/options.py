@@ -120,7 +120,7 @@ def _kind(kind: Any) -> dict[str, Any]:
     return {"type": kinds[0] if kinds else kind}
 
 
-def read(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+def read_options(command: str, arguments: Sequence[str]) -> argparse.Namespace:
     """Read the options.
 
     Raises:
