@@ -192,6 +192,23 @@ def activation_bytes(model: PreTrainedModel, rows: int, prompt: int, answer: int
     return {"activations": sum(sizes), "logits": count * (2 * FP32 + each * (each < FP32))}
 
 
+def fitting_rows(
+    config: PreTrainedConfig,
+    rows: int,
+    prompt: int,
+    answer: int,
+    free: float,
+    lora_rank: int,
+    dtype: torch.dtype,
+) -> int:
+    """How many of some rows can be read at once in `free` bytes, see `economy.micro_batches`."""
+    kept = activation_bytes(empty_model(config, dtype), 1, prompt, answer)["activations"]
+    inside = 2 * kept / config.num_hidden_layers
+    width = config.hidden_size * torch.empty(0, dtype=dtype).element_size()
+    inputs = rows * (prompt + answer) * width * config.num_hidden_layers
+    return max(1, min(rows, int((free - inputs) / inside)))
+
+
 def cache_bytes(config: PreTrainedConfig, rows: int, tokens: int, bytes_each: int = FP32) -> int:
     """Keys and values of every layer for `rows` sequences of `tokens`."""
     heads = config.num_attention_heads
