@@ -192,7 +192,7 @@ def pretrain(
     require_sound(model, "pretrain", blocks.shape[1])
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay, config.betas)
     loop = Loop(config, model, {"model": optimizer}, blocks, tokenizer, on_step)
-    config = loop.fitted(config.batch_size, blocks.shape[1], blocks.shape[1])
+    config = loop.fitted(config.batch_size, blocks.shape[1], blocks.shape[1] - 1)
     plan = plan_blocks(len(blocks), config.batch_size, config.seed)
     steps = config.steps or config.epochs * number_of_batches(len(blocks), config.batch_size)
     with loop:

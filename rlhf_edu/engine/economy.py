@@ -11,8 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlhf_edu.engine.ledger import activation_bytes, empty_model, fitting_rows
-
 
 class Economy(Protocol):
     """The settings of a trainer that `economy` looks at."""
@@ -196,36 +194,3 @@ def frugal(compute: Callable[..., Found]) -> Callable[..., Found]:
     options = {"use_reentrant": False, "preserve_rng_state": False}
     options["context_fn"] = lambda: (contextlib.nullcontext(), _attention())
     return lambda *inputs, **more: checkpoint(compute, *inputs, **options, **more)
-
-
-# --- as much as fits -----------------------------------------------------------------------------
-
-USABLE = 0.8  # of the free memory; the rest is for logits in parts, and for gaps between tensors
-
-
-def rows_that_fit(
-    model: PreTrainedModel,
-    learners: Sequence[torch.nn.Parameter],
-    rows: int,
-    longest: int,
-    answer: int,
-) -> int | None:
-    """The `micro_batch` for a GPU's free memory: 0 if all of all rows fits; None: it is no GPU.
-
-    Args:
-        learners: what is trained, before the first step: gradients and averages are still to come.
-        rows, longest, answer: rows of a step, tokens of the longest one, and of its answer.
-    """
-    if model.device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(model.device)
-    # torch keeps what it has freed.
-    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    free = USABLE * free - 3 * sum(parameter.nbytes for parameter in learners)
-    shape = rows, longest - answer, answer
-    whole = activation_bytes(empty_model(model.config, model.dtype), *shape)["activations"]
-    if 2 * whole <= free:  # twice, as adapters and autocast keep more
-        return 0
-    adapters = getattr(model, "peft_config", {}).values()
-    rank = max((adapter.r for adapter in adapters), default=0)
-    return fitting_rows(model.config, *shape, free, rank, model.dtype)

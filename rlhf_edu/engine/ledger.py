@@ -201,12 +201,13 @@ def fitting_rows(
     lora_rank: int,
     dtype: torch.dtype,
 ) -> int:
-    """How many of some rows can be read at once in `free` bytes, see `economy.micro_batches`."""
-    kept = activation_bytes(empty_model(config, dtype), 1, prompt, answer)["activations"]
-    inside = 2 * kept / config.num_hidden_layers
+    """The `micro_batch` for so many rows and `free` bytes: 0 where all of all rows may be kept."""
+    kept = 2 * activation_bytes(empty_model(config, dtype), 1, prompt, answer)["activations"]
     width = config.hidden_size * torch.empty(0, dtype=dtype).element_size()
     inputs = rows * (prompt + answer) * width * config.num_hidden_layers
-    return max(1, min(rows, int((free - inputs) / inside)))
+    if kept * rows <= free:
+        return 0
+    return max(1, min(rows, int((free - inputs) / (kept / config.num_hidden_layers))))
 
 
 def cache_bytes(config: PreTrainedConfig, rows: int, tokens: int, bytes_each: int = FP32) -> int:

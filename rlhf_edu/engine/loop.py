@@ -21,7 +21,7 @@ from rlhf_edu.engine.checks import (
     require_positive,
     require_progress,
 )
-from rlhf_edu.engine.economy import rows_that_fit
+from rlhf_edu.engine.ledger import fitting_rows
 from rlhf_edu.engine.parallel import share_of_batch, totals
 from rlhf_edu.engine.training import number_of_batches, plan_batches, update, warmup_cosine
 
@@ -92,6 +92,17 @@ class Batch:
     ends_epoch: bool
 
 
+USABLE = 0.9  # of what is free; between tensors there are gaps
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Bytes that are free on a GPU, or were given back to torch; None for any other device."""
+    if device.type != "cuda":
+        return None
+    given_back = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + given_back
+
+
 class Loop:
     """What is the same in every training, so that a trainer is left with its algorithm.
 
@@ -158,14 +169,26 @@ class Loop:
             longest, answer: tokens of the longest row, and of the longest answer in one.
         """
         if self.config.micro_batch == "auto":
-            learners = [
-                group["params"] for x in self.optimizers.values() for group in x.param_groups
-            ]
-            size = rows_that_fit(self.saved.model, sum(learners, []), rows, longest, answer)
-            self.config = replace(self.config, micro_batch=size or 0)
-            if size is not None:
+            free, model, size = self._free_bytes(), self.saved.model, 0
+            if free is not None:
+                adapters = getattr(model, "peft_config", {}).values()
+                rank = max((adapter.r for adapter in adapters), default=0)
+                shape = rows, longest - answer, answer
+                size = fitting_rows(model.config, *shape, USABLE * free, rank, model.dtype)
                 self.note({"micro_batch": size})
+            self.config = replace(self.config, micro_batch=size)
         return self.config
+
+    def _free_bytes(self) -> float | None:
+        """What a GPU has left for activations; None where there is no GPU."""
+        free = free_memory(self.saved.model.device)
+        if free is None:
+            return None
+        groups = [
+            group for optimizer in self.optimizers.values() for group in optimizer.param_groups
+        ]
+        # Before the first step gradients and AdamW's two averages are still to come.
+        return free - 3 * sum(weight.nbytes for group in groups for weight in group["params"])
 
     def steps(self, count: int) -> Iterator[int]:
         """The numbers of the steps that are left of so many."""
