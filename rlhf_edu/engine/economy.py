@@ -3,12 +3,15 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -80,6 +83,28 @@ def without_plans() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """The attention of transformers; where heads share keys (grouped-query attention), a GPU gets
+    each head its own in fp32, since there torch has nothing for shared ones but to write down all
+    scores (rows x heads x T x T, in every layer, kept for the backward pass).
+    """
+    heads = query.shape[1] // key.shape[1]
+    if heads > 1 and mask is None and query.dtype == torch.float32 and is_wide(query.device):
+        key, value = (x.repeat_interleave(heads, 1) for x in (key, value))
+        module = SimpleNamespace(is_causal=getattr(module, "is_causal", True))  # of no groups now
+    return sdpa_attention_forward(module, query, key, value, mask, **more)
+
+
+AttentionInterface.register("sdpa", _attend)
 
 
 # --- how much of a batch at a time ---------------------------------------------------------------
