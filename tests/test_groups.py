@@ -46,19 +46,19 @@ def test_logprobs_are_those_of_each_answer_alone(make, attention: str) -> None:
 @BOTH
 @pytest.mark.parametrize("few_tokens", [0, groups.FEW_TOKENS])
 def test_a_gpu_reads_few_tokens_an_answer_a_row(make, few_tokens: int, monkeypatch) -> None:
-    model, read = make(), []
+    model, read, right = make(), [], groups.last_hidden
     wanted = answer_logprobs(model, GROUPS, 0)
+
+    def spy(model, ids, mask, positions) -> torch.Tensor:
+        read.append((len(ids), mask is None))
+        return right(model, ids, mask, positions)
+
     monkeypatch.setattr(groups, "FEW_TOKENS", few_tokens)
-    model.base_model.register_forward_hook(
-        lambda module, inputs, options, output: read.append(
-            (len(options["input_ids"]), options.get("attention_mask") is None)
-        ),
-        with_kwargs=True,
-    )
+    monkeypatch.setattr(groups, "last_hidden", spy)
     with whole_batches():
         found = answer_logprobs(model, GROUPS, 0)
     answers = sum(len(group.answers) for group in GROUPS)
-    assert max(read) == ((answers, True) if few_tokens else (len(GROUPS), False))
+    assert read == [(answers, True) if few_tokens else (len(GROUPS), False)]
     for one, two in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
