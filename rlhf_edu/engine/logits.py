@@ -57,6 +57,8 @@ def in_parts(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def finishes(model: PreTrainedModel) -> bool:
     """Whether `logits_of` gives a model's own logits: asked once, with two tokens."""
+    if model.base_model is model:  # a backbone that cannot be asked apart, as in Llama 4
+        return False
     if model not in _FINISHES:
         ids = torch.tensor([[1, 2]], device=model.device)
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
@@ -72,7 +74,6 @@ def logprobs_of(
 
     `losses.token_logprobs` of the logits, in parts of `MOST_LOGITS`, of which nothing is kept.
     """
-
     model = without_adapters(model)
 
     def compute(hidden: Tensor, ids: Tensor) -> Tensor:
