@@ -21,7 +21,7 @@ def test_a_row_by_hand() -> None:
     assert rows.answer.tolist() == [[0, 0, 1, 1, 2, 2, 2], [0, 1, 1, -1, -1, -1, -1]]
     assert rows.positions.tolist() == [[0, 1, 2, 3, 2, 3, 4], [0, 1, 2, 0, 0, 0, 0]]
     assert rows.before()[0, 2:].tolist() == [1, 2, 1, 4, 5]
-    assert rows.before()[1, 1:3].tolist() == [0, 1]
+    assert rows.before()[1, 1:3].tolist() == [0, 1] and rows.lengths() == [2, 3, 2]
     seen = [row.nonzero().flatten().tolist() for row in rows.attention()[0, 0]]
     assert seen[3:5] == [[0, 1, 2, 3], [0, 1, 4]] and seen[6] == [0, 1, 4, 5, 6]
     assert not rows.attention()[1, 0, :, 3:].any()

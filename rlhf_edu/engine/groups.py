@@ -98,6 +98,12 @@ class GroupRows:
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return torch.where(self.positions == prompt, prompt, columns) - 1
 
+    def lengths(self) -> list[int]:
+        """Tokens of every answer, row by row."""
+        real, kinds = self.answer > 0, int(self.answer.max()) + 1
+        counts = (real.nonzero()[:, 0] * kinds + self.answer[real]).bincount()
+        return counts[counts > 0].tolist()
+
     def to(self, device: torch.device) -> "GroupRows":
         """The same rows on another device."""
         return GroupRows(*(x.to(device) for x in (self.tokens, self.answer, self.positions)))
@@ -184,7 +190,7 @@ def answer_logprobs(
 
     def compute(part: Sequence[Group]) -> list[list[Tensor]]:
         rows = _lay_out_for(model, part, pad_id)
-        return _by_group(_logprobs(model, rows).split(_lengths(part)), part)
+        return _by_group(_logprobs(model, rows).split(rows.lengths()), part)
 
     return _by_length(compute, groups, model)
 
@@ -195,17 +201,12 @@ def answer_scores(model: PreTrainedModel, groups: Sequence[Group], pad_id: int) 
     def compute(part: Sequence[Group]) -> list[Tensor]:
         rows = _lay_out_for(model, part, pad_id)
         hidden = last_hidden(model, *_inputs(model, rows))
-        last = torch.tensor(_lengths(part)).cumsum(0) - 1
+        last = torch.tensor(rows.lengths()).cumsum(0) - 1
         row, column = (x[last] for x in (rows.answer > 0).nonzero(as_tuple=True))
         found = head_output(model, hidden[row, column])
         return list(found.split([len(group.answers) for group in part]))
 
     return _by_length(compute, groups, model)
-
-
-def _lengths(groups: Sequence[Group]) -> list[int]:
-    """Tokens of every answer, row by row."""
-    return [len(answer) for group in groups for answer in group.answers]
 
 
 def _by_group(answers: Sequence[Tensor], groups: Sequence[Group]) -> list[list[Tensor]]:
