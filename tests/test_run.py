@@ -514,7 +514,13 @@ def test_help_names_defaults_and_choices(capsys) -> None:
     assert __main__.main([]) == 0
     assert all(name in capsys.readouterr().out for name in ["findings"])
     said = options.parser_of("dpo").format_help()
-    for words in ("{dpo,ipo,length-normalised,hinge", "(default: 0.0002)", "0: of all", ": 0)"):
+    for words in (
+        "{dpo,ipo,length-normalised,hinge",
+        "(default: 0.0002)",
+        "0: keep all",
+        ": auto)",
+        ": 0)",
+    ):
         assert words in " ".join(said.split()), words
     assert set(__main__.STAGES) == set(chat.FOLDERS)
     with pytest.raises(SystemExit):

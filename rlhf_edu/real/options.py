@@ -117,12 +117,12 @@ def _kind(kind: Any) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
     if kind == int | Literal["auto"]:
-        return {"type": _number_or_auto, "metavar": "auto|N"}
+        return {"type": _auto_or_number, "metavar": "auto|N"}
     kinds = [part for part in get_args(kind) if part is not type(None)]
     return {"type": kinds[0] if kinds else kind}
 
 
-def _number_or_auto(text: str) -> int | str:
+def _auto_or_number(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
