@@ -192,6 +192,24 @@ def activation_bytes(model: PreTrainedModel, rows: int, prompt: int, answer: int
     return {"activations": sum(sizes), "logits": count * (2 * FP32 + each * (each < FP32))}
 
 
+def fitting_rows(
+    config: PreTrainedConfig,
+    rows: int,
+    prompt: int,
+    answer: int,
+    free: float,
+    lora_rank: int,
+    dtype: torch.dtype,
+) -> int:
+    """The `micro_batch` for so many rows and `free` bytes: 0 where all of all rows may be kept."""
+    kept = 2 * activation_bytes(empty_model(config, dtype), 1, prompt, answer)["activations"]
+    width = config.hidden_size * torch.empty(0, dtype=dtype).element_size()
+    inputs = rows * (prompt + answer) * width * config.num_hidden_layers
+    if kept * rows <= free:
+        return 0
+    return max(1, min(rows, int((free - inputs) / (kept / config.num_hidden_layers))))
+
+
 def cache_bytes(config: PreTrainedConfig, rows: int, tokens: int, bytes_each: int = FP32) -> int:
     """Keys and values of every layer for `rows` sequences of `tokens`."""
     heads = config.num_attention_heads

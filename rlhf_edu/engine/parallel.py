@@ -100,9 +100,18 @@ def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         dist.all_reduce(parameter.grad)
 
 
-def totals(**numbers: Tensor) -> dict[str, float]:
+def totals(**scalars: Tensor) -> dict[str, float]:
     """Sums over all processes of some scalars, in one transfer from the device."""
-    sums = torch.stack([number.detach().double() for number in numbers.values()])
-    if processes() > 1:
-        dist.all_reduce(sums)
-    return dict(zip(numbers, sums.tolist(), strict=True))
+    return _transferred(scalars, together=processes() > 1)
+
+
+def fetched(**scalars: Tensor) -> dict[str, float]:
+    """Some scalars of this process, in one transfer from the device: a GPU is waited for once."""
+    return _transferred(scalars, together=False)
+
+
+def _transferred(scalars: dict[str, Tensor], together: bool) -> dict[str, float]:
+    found = torch.stack([scalar.detach().double() for scalar in scalars.values()])
+    if together:
+        dist.all_reduce(found)
+    return dict(zip(scalars, found.tolist(), strict=True))

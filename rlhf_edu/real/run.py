@@ -361,7 +361,8 @@ def _ledger(run: Run) -> Ledger:
     """What the run will need in memory, with prompts and answers as long as they may be."""
     with one_line_errors(run.source.base):
         config = load_config(run.source.base)
-    at_once = run.config.micro_batch or run.config.minibatch
+    asked = run.config.micro_batch
+    at_once = run.config.minibatch if asked in (0, "auto") else asked
     sizes = run.config.batch_size, min(at_once, run.config.minibatch)
     lengths = run.options.max_prompt_tokens, run.config.max_new_tokens
     return ppo_ledger(config, *sizes, *lengths, run.rank, run.dtype)
