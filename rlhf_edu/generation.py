@@ -81,10 +81,13 @@ def generate(
 
 
 def _by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Numbers of this process' rows, in parts of `size`, the shortest first."""
+    """Numbers of this process' rows, in parts of `size`, the longest part first.
+
+    What a GPU records for it serves the others.
+    """
     mine = share(range(len(rows)))
     parts = parts_by_length([len(rows[i]) for i in mine], size)
-    return [[mine[i] for i in part] for part in parts]
+    return [[mine[i] for i in part] for part in parts[::-1]]
 
 
 def _require_room(model: PreTrainedModel, prompt: int, answer: int) -> None:
