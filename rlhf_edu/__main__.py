@@ -97,8 +97,8 @@ def _gpu_options(check: argparse.ArgumentParser) -> None:
     add("--device", choices=DEVICES, default="cuda", help=argparse.SUPPRESS)
     add("--minutes", type=float, default=8, help="After which no more is begun (default: 8).")
     add("--only", action="append", metavar="PART", help="This part alone; may come again.")
-    more = "For gpu_CARD.json (default: data/results)."
-    add("--folder", type=Path, help=more)
+    add("--again", action="store_true", help="Forget the results that are there.")
+    add("--folder", type=Path, help="Of gpu_CARD.json (default: data/results).")
     add("--trl-python", type=Path, metavar="PATH", help="A Python that has TRL.")
     add("--trl-ppo-python", type=Path, metavar="PATH", help="A Python with trl==1.12.0.")
 
@@ -166,7 +166,7 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
     elif options.command == "gpu-check":
         from rlhf_edu.bench.gpu import gpu_check
 
-        print(gpu_check(**{k: v for k, v in vars(options).items() if k != "command"}))
+        gpu_check(**{k: v for k, v in vars(options).items() if k != "command"})
     elif options.command == "findings":
         from rlhf_edu.experiments.findings import findings
 

@@ -327,49 +327,53 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for module in (plan, speed, gpu):
         monkeypatch.setattr(module, "run_worker", run_worker)
-    monkeypatch.setattr(gpu, "said", lambda check, *command: ["FAILED a - why", "= 1 failed ="])
+    monkeypatch.setattr(gpu, "_said", lambda plan, *module: ["FAILED a - why", "= 1 failed ="])
     monkeypatch.setattr(gpu, "find_spec", lambda name: None)
     return asked
 
 
-def test_gpu_check_does_all_of_it(pretended_gpu: list[str], tmp_path: Path) -> None:
-    text = gpu.gpu_check("cpu", folder=tmp_path)
-    stored = json.loads((tmp_path / "gpu_cpu.json").read_text())
-    assert list(stored["seconds"]) == list(gpu.PARTS)
-    assert set(stored["stages"]) == set(plan.STAGES) and len(stored["cells"]) == 4
-    assert stored["tests"] == {"summary": "1 failed", "failed": ["a - why"]}
-    assert stored["versions"]["peft"] and "failed" not in stored
-    assert text == gpu.table(stored) and max(map(len, text.splitlines())) <= 90
+def kept(folder: Path) -> dict:
+    return json.loads((folder / "gpu_cpu.json").read_text())
+
+
+def test_gpu_check_does_all_of_it(pretended_gpu: list[str], tmp_path: Path, capsys) -> None:
+    gpu.gpu_check("cpu", folder=tmp_path)
+    cells, text = kept(tmp_path)["cells"], capsys.readouterr().out
+    assert len(cells) == 1 + len(gpu.PARTS) and cells["card"]["versions"]["peft"]
+    assert [name for name, cell in cells.items() if "failed" in cell] == ["trainer sft"]
+    assert cells["tests"]["lines"] == ["1 failed", "a - why"]
+    assert text == gpu.table(kept(tmp_path)) + "\n"
     assert "sft: bench: ours sft took more than 90 s" in text.splitlines()
-    assert "sampling, static" in text and "base -1.0, sft 2.0" in text
+    for words in ("sampling, static", "base -1.0, sft 2.0", "a GPU: 1 failed\na - why"):
+        assert words in text
+    asked = len(pretended_gpu)
+    gpu.gpu_check("cpu", folder=tmp_path)  # goes on: what failed is tried again
+    assert pretended_gpu[asked:] == ["sft"]
+    gpu.gpu_check("cpu", folder=tmp_path, only=["dpo"], again=True)
+    assert list(kept(tmp_path)["cells"]) == ["card", "trainer dpo"]
 
 
-def test_gpu_check_stops_in_time_and_keeps_the_rest(
-    pretended_gpu: list[str], tmp_path: Path
-) -> None:
-    gpu.gpu_check("cpu", folder=tmp_path, only=["ppo"])
-    text = gpu.gpu_check("cpu", minutes=0, folder=tmp_path, only=["ladder", "reward"])
-    assert pretended_gpu == ["ppo"]
-    stored = json.loads((tmp_path / "gpu_cpu.json").read_text())
-    assert list(stored["stages"]) == ["ppo"]
-    assert stored["failed"] == dict.fromkeys(("ladder", "reward"), "no time was left")
-    assert "ladder: no time was left" in text
-    gpu.gpu_check("cpu", folder=tmp_path, only=["ladder"])
-    assert list(json.loads((tmp_path / "gpu_cpu.json").read_text())["failed"]) == ["reward"]
+def test_gpu_check_stops_in_time(pretended_gpu: list[str], tmp_path: Path, capsys) -> None:
+    gpu.gpu_check("cpu", minutes=0, folder=tmp_path, only=["ladder", "reward"])
+    assert pretended_gpu == []
+    said = capsys.readouterr().out.splitlines()
+    assert "reward: no time was left" in said
+    assert "The ladder in miniature, gold: no time was left" in said
 
 
 def test_gpu_check_that_is_cut_off_shows_what_it_has(
     pretended_gpu: list[str], tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    def cut_off(check: gpu.Check) -> None:
+    def cut_off(plan: Plan, kind: str, setting: str) -> dict:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
+        return {}
 
-    monkeypatch.setitem(gpu.PARTS, "dpo", cut_off)
+    monkeypatch.setattr(real, "measure", cut_off)
     with pytest.raises(SystemExit) as end:
-        gpu.gpu_check("cpu", folder=tmp_path)
-    assert end.value.code == 143 and "ppo" in capsys.readouterr().out
-    assert list(json.loads((tmp_path / "gpu_cpu.json").read_text())["stages"]) == ["ppo"]
+        gpu.gpu_check("cpu", folder=tmp_path, only=["ppo", "growing", "dpo"])
+    assert end.value.code == 143 and "episodes" in capsys.readouterr().out
+    assert list(kept(tmp_path)["cells"]) == ["card", "trainer ppo"]
 
 
 def test_gpu_check_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

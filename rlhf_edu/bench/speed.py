@@ -154,28 +154,35 @@ def table(stages: dict[str, dict[str, Any]]) -> str:
     """Rates, ratios, seconds, memory and the floor, as text; ratios above 1 are in our favour."""
     head = ("stage", "unit", "ours/s", "TRL/s", "ratio", "by CPU time")
     head += ("s a step", "TRL", "floor", "MB", "TRL")
-    rows = [_row(name, part) for name, part in stages.items()]
-    lines = text_table([head, *rows], left=2)
+    rows = [head, *(_row(name, part) for name, part in stages.items() if "settings" in part)]
+    if not any(_on_cpu(part) for part in stages.values()):
+        rows = [(*row[:5], *row[6:]) for row in rows]
+    lines = text_table(rows, left=2)
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join([*lines, "", *_notes(stages)])
 
 
+def _on_cpu(part: dict[str, Any]) -> bool:
+    return part.get("settings", {}).get("device") == "cpu"
+
+
 def _row(name: str, part: dict[str, Any]) -> tuple[str, ...]:
-    on_cpu = part["settings"]["device"] == "cpu"
     # What others made us wait for on a busy machine is no part of a step.
-    clock = "cpu_seconds" if on_cpu else "seconds"
-    rate, seconds, memory = side_numbers(part.get("ours"), clock)
-    trl_rate, trl_seconds, trl_memory = side_numbers(part.get("trl"), clock)
-    ratio = {key: range_text(found) for key, found in part.get("ratio", {}).items()}
-    by_cpu = ratio.get("per_cpu_second", "–") if on_cpu else "–"
+    clock = "cpu_seconds" if _on_cpu(part) else "seconds"
+    rate, seconds, memory = _numbers(part.get("ours"), clock)
+    trl_rate, trl_seconds, trl_memory = _numbers(part.get("trl"), clock)
+    once = part["settings"]["repeats"] == 1
+    ratios = part.get("ratio", {}).items()
+    ratio = {key: f"{found[0]:.2f}" if once else range_text(found) for key, found in ratios}
     floor = f"{part['floor']['products']:.2g}" if "floor" in part else "–"
     return (
-        *(name, part["unit"], rate, trl_rate, ratio.get("per_second", "–"), by_cpu),
+        *(name, part["unit"], rate, trl_rate),
+        *(ratio.get(key, "–") for key in ("per_second", "per_cpu_second")),
         *(seconds, trl_seconds, floor, memory, trl_memory),
     )
 
 
-def side_numbers(side: dict[str, Any] | None, clock: str) -> tuple[str, str, str]:
+def _numbers(side: dict[str, Any] | None, clock: str) -> tuple[str, str, str]:
     """Rate, seconds and memory of a side, if it was there."""
     if side is None:
         return "–", "–", "–"
@@ -192,8 +199,10 @@ def range_text(numbers: Sequence[float], style: str = ".2f") -> str:
 def _notes(stages: dict[str, dict[str, Any]]) -> list[str]:
     lines = _about([part for part in stages.values() if "floor" in part])
     for name, part in stages.items():
-        lines += phase_lines(name, part)
-        lines += [f"{name}: {why}" for why in part.get("failed", {}).values()]
+        lines += _phase_lines(name, part)
+        failed = part.get("failed", {})
+        failed = failed.values() if isinstance(failed, dict) else [failed]
+        lines += [f"{name}: {why}" for why in failed]
     return lines
 
 
@@ -217,7 +226,7 @@ def _about(parts: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def phase_lines(name: str, part: dict[str, Any]) -> list[str]:
+def _phase_lines(name: str, part: dict[str, Any]) -> list[str]:
     """What each side spends a step on."""
     lines = []
     for side, title in (("ours", "ours"), ("trl", "TRL")):
@@ -225,7 +234,10 @@ def phase_lines(name: str, part: dict[str, Any]) -> list[str]:
         if shares:
             words = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
             lines.append(f"{name}, {title}: {words}")
-    if part["unit"] == "episodes" and "floor" in part:
+    ours = part.get("runs", {}).get("ours", [])
+    if ours and "ledger_mb" in ours[0]:
+        lines.append(f"{name}: the ledger predicted {ours[0]['ledger_mb']:,.0f} MB")
+    if part.get("unit") == "episodes" and "floor" in part:
         reading = part["floor"]["reading"]
         lines.append(f"{name}: to read the weights for every new token takes {reading:.2g} s")
     return lines
