@@ -124,7 +124,7 @@ def _gpt2_config(size: str) -> GPT2Config:
     """Without dropout, and with the fused GELU."""
     width, layers, heads = SIZES[size]
     return GPT2Config(
-        vocab_size=len(_shipped_tokenizer()),
+        vocab_size=len(tokenizer()),
         n_positions=CONTEXT,
         n_embd=width,
         n_layer=layers,
@@ -156,13 +156,13 @@ def llama_config(job: Job) -> LlamaConfig:
 # --- words ---------------------------------------------------------------------------------------
 
 
-def tokenizer(job: Job) -> PreTrainedTokenizerBase:
+def tokenizer(job: Job | None = None) -> PreTrainedTokenizerBase:
     """The shipped one; for made texts one whose every token is a word: "w3", "w4", …
 
     So that a text has as many tokens as it has words, on either side, whatever a model says.
     """
-    if not job.prompt:
-        return _shipped_tokenizer()
+    if job is None or not job.prompt:
+        return load_tokenizer(data_folder() / "models" / "sft-1M")
     vocabulary = {_word(i): i for i in range(SHAPES[job.size][-1])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=_word(0)))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -170,10 +170,6 @@ def tokenizer(job: Job) -> PreTrainedTokenizerBase:
     found = PreTrainedTokenizerFast(tokenizer_object=words, **names)
     limit_prompts(found, job.prompt)
     return found
-
-
-def _shipped_tokenizer() -> PreTrainedTokenizerBase:
-    return load_tokenizer(data_folder() / "models" / "sft-1M")
 
 
 def _word(i: int) -> str:

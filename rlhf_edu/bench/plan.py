@@ -27,10 +27,11 @@ STAGES = ("sft", "reward", "dpo", "ppo", "rloo", "grpo")
 # have about ten comparisons each; with fewer answers a step takes more rankings.
 COMPARISONS = 40
 BATCH = {"reward": 4, "dpo": 4}
-# What a model of real size is measured at: on a CPU minutes, on a GPU what a user of one has.
+# What a model of real size is measured at: on a CPU minutes, on a GPU what a user of one has, with
+# the whole batch in one part, of which only what goes into each layer is kept.
 REAL = {
     "cpu": {"size": "135M", "batch": 8, "prompt": 64, "tokens": 32, "micro_batch": 4},
-    "cuda": {"size": "0.5B", "batch": 64, "prompt": 256, "tokens": 128, "micro_batch": 16},
+    "cuda": {"size": "0.5B", "batch": 64, "prompt": 256, "tokens": 128, "micro_batch": 64},
 }
 TRL, TRL_PPO = "1.16.0", "1.12.0"
 WORKER = "rlhf_edu.bench.worker"

@@ -28,6 +28,7 @@ from rlhf_edu.engine.training import number_of_batches
 from rlhf_edu.experiments.exam import ordered_pairs
 from rlhf_edu.tokens import PROMPT_TEMPLATE, encode_prompt
 
+HELD = 16
 KINDS = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "rloo": "RLOO", "grpo": "GRPO"}
 
 
@@ -61,9 +62,10 @@ def _folder() -> str:
 def _arguments(job: Job, batch: int) -> dict[str, Any]:
     """What all of TRL's trainers are told; all else stays as TRL has it.
 
-    What our micro-batches are for, gradient accumulation does there: as many rows at a time.
+    At a real model's size gradients are accumulated, over as many rows as one card holds without
+    computing activations again, which would be slower.
     """
-    held = min(job.micro_batch or batch, batch)
+    held = min(HELD, batch) if job.prompt else batch
     return {
         "output_dir": _folder(),
         "per_device_train_batch_size": held,
