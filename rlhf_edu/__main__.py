@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=text, add_help=False)
     more = "It takes minutes."
     _bench_options(command("bench", "Measure speed and memory, alone or beside TRL's.", more))
+    _gpu_options(
+        command("gpu-check", "Measure and test all that needs a GPU.", "In eight minutes.", False)
+    )
     more = "It reads stored results, in seconds."
     command("findings", "Print what the papers found, and what happened here.", more, device=False)
     text = "Run the notebooks, or derive editions of them."
@@ -72,15 +75,32 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     add("--against", choices=["trl"], help="Measure TRL in turns with us.")
     add("--trl-python", type=Path, metavar="PATH", help="A Python that has TRL.")
     add("--trl-ppo-python", type=Path, metavar="PATH", help="A Python with trl==1.12.0.")
-    stages = ["sft", "reward", "dpo", "ppo", "rloo", "race", "growth", "real"]
+    stages = ["sft", "reward", "dpo", "ppo", "rloo", "grpo", "race", "growth", "real"]
     add("--stage", choices=stages, help="What to measure; without it, all trainers.")
-    add("--size", choices=["2M", "4M", "8M", "17M", "87M", "309M"], help="Of the model.")
+    sizes = ["2M", "4M", "8M", "17M", "87M", "309M", "135M", "0.5B"]
+    add("--size", choices=sizes, help="Of the model; the last two with LoRA, as on a GPU.")
+    add("--loss", default="dpo", metavar="NAME", help="Of the stage dpo (default: dpo).")
     add("--bf16", action="store_true", help="Multiply in bfloat16, on both sides.")
     add("--answers", type=int, default=0, metavar="K", help="Of each ranking; 0: the stage's own.")
     add("--steps", type=int, default=6, help="Timed steps of a run (default: 6).")
     add("--warmup", type=int, default=2, help="Steps before them (default: 2).")
     add("--repeats", type=int, default=3, help="Runs of each side (default: 3).")
     add("--threads", type=int, default=1, help="Of either side (default: 1).")
+    more = "At a time, with a model of real size."
+    add("--micro-batch", type=int, metavar="ROWS", help=more)
+    more = "After which a process is given up (default: 90 on a GPU, none on a CPU)."
+    add("--limit", type=float, default=0, metavar="SECONDS", help=more)
+
+
+def _gpu_options(check: argparse.ArgumentParser) -> None:
+    add = check.add_argument
+    add("--device", choices=DEVICES, default="cuda", help=argparse.SUPPRESS)
+    add("--minutes", type=float, default=8, help="After which no more is begun (default: 8).")
+    add("--only", action="append", metavar="PART", help="This part alone; may come again.")
+    add("--again", action="store_true", help="Forget the results that are there.")
+    add("--folder", type=Path, help="Of gpu_CARD.json (default: data/results).")
+    add("--trl-python", type=Path, metavar="PATH", help="A Python that has TRL.")
+    add("--trl-ppo-python", type=Path, metavar="PATH", help="A Python with trl==1.12.0.")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,6 +163,10 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
         print(experiment(options.name).run(options.seeds, options.device))
     elif options.command == "bench":
         print(_bench(options))
+    elif options.command == "gpu-check":
+        from rlhf_edu.bench.gpu import gpu_check
+
+        gpu_check(**{k: v for k, v in vars(options).items() if k != "command"})
     elif options.command == "findings":
         from rlhf_edu.experiments.findings import findings
 

@@ -129,14 +129,15 @@ def scalar_model_from(policy: PreTrainedModel, seed: int = 0) -> PreTrainedModel
     """
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
-    model = scalar_class(type(config))._from_config(config, dtype=policy.dtype)
+    with policy.device:  # or a slow host would make the weights that are then replaced
+        model = scalar_class(type(config))._from_config(config, dtype=policy.dtype)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     head, generator = scalar_head(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        weight = torch.randn(head.weight.shape, generator=generator)
+        weight = torch.randn(head.weight.shape, generator=generator, device="cpu")
         head.weight.copy_(weight / (head.in_features + 1) ** 0.5)
         head.bias.zero_()
-    return model.to(policy.device).eval()
+    return model.eval()
 
 
 def is_scalar(model: PreTrainedModel) -> bool:

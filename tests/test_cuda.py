@@ -8,7 +8,7 @@ import tiny_models as tiny
 import torch
 
 from rlhf_edu import generation
-from rlhf_edu.bench import real as bench_real
+from rlhf_edu.bench import real, worker
 from rlhf_edu.bench.job import Job
 from rlhf_edu.engine import sampling_cuda
 from rlhf_edu.engine.economy import bf16_products
@@ -97,8 +97,8 @@ def test_every_trainer_starts_sound_and_its_loss_is_finite(train, settings) -> N
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("way", bench_real.WAYS["ppo"])
+@pytest.mark.parametrize("way", real.WAYS["ppo"])
 def test_the_ledger_predicts_the_peak(way: str) -> None:
     sizes = {"batch": 16, "prompt": 128, "tokens": 64, "micro_batch": 8, "warmup": 1, "steps": 1}
-    found = bench_real.run(Job("ours", "ppo", way, "cuda", "135M", **sizes))
+    found = worker.run(Job("ours", "ppo", way, "cuda", "135M", **sizes))
     assert found["memory_mb"] == pytest.approx(found["ledger_mb"], rel=0.15)

@@ -61,10 +61,19 @@ def test_start_says_where_we_are_and_seeds(capsys) -> None:
     assert len(course.prompts(5)) == 5
 
 
-@pytest.mark.parametrize("arguments", [{"tier": "huge"}, {"tier": "local"}])
-def test_start_explains_what_is_wrong(arguments: dict) -> None:
+@pytest.mark.parametrize("arguments", [{"tier": "huge"}, {"tier": "local"}, {"tier": "hub"}])
+def test_start_explains_what_is_wrong(arguments: dict, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="tier"):
         start(**arguments)
+
+
+def test_the_hub_and_a_folder_of_ones_own_use_the_gpu(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert repr(start(tier="hub")) == "tier hub, seed 0, cuda, online"
+    assert start(tier="local", models=tmp_path).device.type == "cuda"
+    assert start().device.type == "cpu"
 
 
 def test_start_hides_the_error_of_a_widget_without_kernel(shown: list, monkeypatch) -> None:

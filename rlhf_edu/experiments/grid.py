@@ -131,7 +131,8 @@ def run_grid(
     path = (folder or data_folder(create=True) / "results") / f"{name}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": {}}
     cells = {cell_name(**fields): fields for fields in grid}
-    todo = [key for key in cells if key not in stored["cells"]]
+    # A cell that failed is tried again.
+    todo = [key for key in cells if "failed" in stored["cells"].get(key, {"failed": ""})]
     stored["planned"] = list(cells)
     for key in tqdm(todo, desc=name, disable=not todo):
         start = time.perf_counter()
