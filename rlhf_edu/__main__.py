@@ -72,7 +72,7 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     add("--against", choices=["trl"], help="Measure TRL in turns with us.")
     add("--trl-python", type=Path, metavar="PATH", help="A Python that has TRL.")
     add("--trl-ppo-python", type=Path, metavar="PATH", help="A Python with trl==1.12.0.")
-    stages = ["sft", "reward", "dpo", "ppo", "rloo", "race", "growth", "real"]
+    stages = ["sft", "reward", "dpo", "ppo", "rloo", "race", "growth", "real", "launches"]
     add("--stage", choices=stages, help="What to measure; without it, all trainers.")
     add("--size", choices=["2M", "4M", "8M", "17M", "87M", "309M"], help="Of the model.")
     add("--bf16", action="store_true", help="Multiply in bfloat16, on both sides.")
@@ -173,6 +173,10 @@ def _bench(options: argparse.Namespace) -> str:
         from rlhf_edu.bench.real import real
 
         return real(plan)
+    if plan.stage == "launches":
+        from rlhf_edu.bench.launches import launches
+
+        return launches(plan)
     return bench(plan)
 
 

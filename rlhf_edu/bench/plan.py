@@ -66,7 +66,7 @@ class Plan:
             raise ValueError("bench: steps, repeats, warmup and threads must be 1 or more")
         if self.answers == 1:
             raise ValueError("bench: a comparison needs two answers; set --answers to 2 or more")
-        if self.stage in ("growth", "real") and (
+        if self.stage in ("growth", "real", "launches") and (
             self.against or self.size or self.bf16 or self.answers
         ):
             raise ValueError(
