@@ -62,9 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     more = "It reads stored results, in seconds."
     command("findings", "Print what the papers found, and what happened here.", more, device=False)
+    text, more = "Show which exercises are solved in my/.", "It takes a minute at most."
+    command("progress", text, more, device=False)
+    text, more = "Judge the exercises of a class's notebooks.", "It takes seconds a notebook."
+    marks = command("grade", text, more, device=False)
+    marks.add_argument("folder", type=Path, metavar="FOLDER", help="Notebooks, in any order.")
     text = "Run the notebooks, or derive editions of them."
     books = command("notebooks", text, "It takes minutes.", device=False)
-    books.add_argument("what", choices=["execute", "handouts", "slides"], help="What to do.")
+    books.add_argument(
+        "what", choices=["execute", "copies", "handouts", "slides"], help="What to do."
+    )
     books.add_argument("names", nargs="*", help="Which, such as 05; without any, all of them.")
     books.add_argument("--reveal-prefix", metavar="URL", help="For slides: where reveal.js is.")
     return parser
@@ -75,7 +82,8 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     add("--against", choices=["trl"], help="Measure TRL in turns with us.")
     add("--trl-python", type=Path, metavar="PATH", help="A Python that has TRL.")
     add("--trl-ppo-python", type=Path, metavar="PATH", help="A Python with trl==1.12.0.")
-    stages = ["sft", "reward", "dpo", "ppo", "rloo", "grpo", "race", "growth", "real"]
+    stages = ["sft", "reward", "dpo", "ppo", "rloo", "grpo"]
+    stages += ["race", "growth", "real", "launches"]
     add("--stage", choices=stages, help="What to measure; without it, all trainers.")
     sizes = ["2M", "4M", "8M", "17M", "87M", "309M", "135M", "0.5B"]
     add("--size", choices=sizes, help="Of the model; the last two with LoRA, as on a GPU.")
@@ -94,7 +102,12 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
 
 def _gpu_options(check: argparse.ArgumentParser) -> None:
     add = check.add_argument
-    add("--device", choices=DEVICES, default="cuda", help=argparse.SUPPRESS)
+    add(
+        "--device",
+        choices=DEVICES,
+        default="cuda",
+        help="The GPU; cpu tries the command. (default: cuda)",
+    )
     add("--minutes", type=float, default=8, help="After which no more is begun (default: 8).")
     add("--only", action="append", metavar="PART", help="This part alone; may come again.")
     add("--again", action="store_true", help="Forget the results that are there.")
@@ -171,6 +184,15 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
         from rlhf_edu.experiments.findings import findings
 
         print(findings())
+    elif options.command == "progress":
+        from rlhf_edu.course.copies import my_folder
+        from rlhf_edu.course.grading import progress
+
+        print(progress(my_folder()))
+    elif options.command == "grade":
+        from rlhf_edu.course.grading import grade
+
+        print(grade(options.folder))
     elif options.command == "notebooks":
         _notebooks(options)
     else:
@@ -197,6 +219,10 @@ def _bench(options: argparse.Namespace) -> str:
         from rlhf_edu.bench.real import real
 
         return real(plan)
+    if plan.stage == "launches":
+        from rlhf_edu.bench.launches import launches
+
+        return launches(plan)
     return bench(plan)
 
 
@@ -224,12 +250,16 @@ def _train(command: str, rest: list[str]) -> int:
 
 
 def _notebooks(options: argparse.Namespace) -> None:
-    from rlhf_edu.course import editions as notebook_tools
+    from rlhf_edu.course import copies, editions
 
     if options.what == "slides":
-        notebook_tools.slides(options.names, options.reveal_prefix)
+        editions.slides(options.names, options.reveal_prefix)
+    elif options.what == "execute":
+        editions.execute(options.names)
+    elif options.what == "handouts":
+        copies.handouts(options.names)
     else:
-        getattr(notebook_tools, options.what)(options.names)
+        copies.copies()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 from transformers import PreTrainedModel as Model
 
 from rlhf_edu import lora, models, pretrain, tokens
-from rlhf_edu.engine import economy, ledger, logits
+from rlhf_edu.engine import economy, logits
+from rlhf_edu.engine.hollow import Live
 
 WIDTHS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 280}
 WIDTHS |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -92,9 +93,10 @@ def test_no_logits_are_kept_for_the_backward_pass(monkeypatch) -> None:
     size = 8 * 10 * 4000 * 4
 
     def kept(wide) -> int:
-        with wide(), ledger.saved_bytes(model) as sizes:
-            models.response_logprobs(model, rows)
-        return sum(sizes)
+        with wide(), Live() as live:
+            logprobs = models.response_logprobs(model, rows)
+        assert logprobs.requires_grad
+        return live.now.total()
 
     before = kept(contextlib.nullcontext)
     assert before > size

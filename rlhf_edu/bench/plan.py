@@ -85,7 +85,7 @@ class Plan:
             raise ValueError(f"bench: --loss must be one of {', '.join(PREFERENCES)}")
         if self.against and self.loss != "dpo":
             raise ValueError("bench: TRL is measured with the loss dpo; leave out --loss")
-        if self.stage in ("growth", "real") and (
+        if self.stage in ("growth", "real", "launches") and (
             self.against or self.size or self.bf16 or self.answers
         ):
             raise ValueError(
@@ -133,7 +133,7 @@ class Plan:
         if stage == "sft":  # rows packed to 1,024 tokens on a GPU, all of them at once
             longer = {"batch": sizes["batch"] // 8, "tokens": 3 * sizes["prompt"]}
             sizes |= longer | {"micro_batch": 0}
-        if way == "four networks" and self.device == "cuda":  # what is frozen has 16 bits anyway
+        if self.device == "cuda":  # as TRL's trainers do; what is frozen has 16 bits anyway
             sizes["bf16"] = True
         return Job(side, stage, way, answers=self.answers or 4, epochs=1, **sizes)
 

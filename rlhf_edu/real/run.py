@@ -361,11 +361,12 @@ def _ledger(run: Run) -> Ledger:
     """What the run will need in memory, with prompts and answers as long as they may be."""
     with one_line_errors(run.source.base):
         config = load_config(run.source.base)
-    asked = run.config.micro_batch
-    at_once = run.config.minibatch if asked in (0, "auto") else asked
-    sizes = run.config.batch_size, min(at_once, run.config.minibatch)
+    held = run.config.micro_batch
+    if held == "auto":  # a GPU takes as many rows as fit, if one does
+        held = int(run.device.type == "cuda")
     lengths = run.options.max_prompt_tokens, run.config.max_new_tokens
-    return ppo_ledger(config, *sizes, *lengths, run.rank, run.dtype)
+    settings = run.rank, run.dtype, min(run.config.minibatch, run.config.batch_size)
+    return ppo_ledger(config, run.config.batch_size, held, *lengths, *settings)
 
 
 def _roles(run: Run) -> RolesOfModels:
