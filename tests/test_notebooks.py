@@ -304,6 +304,22 @@ def test_handout_runs_to_its_end(path: Path) -> None:
     tools.run_notebook(tools.handout(tools.read(path)), path)
 
 
+OWN = [path for path in NOTEBOOKS if "mine_or_ours(" in path.read_text(encoding="utf-8")]
+
+
+@slow
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
+def test_what_a_student_has_solved_is_what_trains(path: Path) -> None:
+    """With every solution under the student's name nothing of ours is used, and all still holds."""
+    notebook = tools.read(path)
+    for cell in code(notebook):
+        if "solution" in tags(cell):
+            cell.source = re.sub(r"\b(\w+)_solution\b", r"my_\1", cell.source)
+    tools.run_notebook(notebook, path)
+    said = "".join(o.get("text", "") for cell in code(notebook) for o in cell.outputs)
+    assert ": yours" in said and "not solved yet" not in said
+
+
 def test_settings_of_jupyterlab_exist() -> None:
     """`make lab` changes some of JupyterLab's settings; one that was renamed would do nothing."""
     share = Path(sys.prefix) / "share" / "jupyter" / "lab"

@@ -10,10 +10,20 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf_edu.course import notebook
+from rlhf_edu.course.checks import Check
 from rlhf_edu.course.cost import CostCalculator
 from rlhf_edu.course.labelling import LabelForm
 from rlhf_edu.course.microscope import QUANTITIES, Microscope
-from rlhf_edu.course.notebook import Course, Live, LiveCurve, Progress, progress, show, start
+from rlhf_edu.course.notebook import (
+    Course,
+    Live,
+    LiveCurve,
+    Progress,
+    mine_or_ours,
+    progress,
+    show,
+    start,
+)
 from rlhf_edu.course.talk import TalkToEveryStage
 from rlhf_edu.data import Prompt, Ranking
 from rlhf_edu.models import save_model, scalar_model_from
@@ -122,6 +132,25 @@ def test_png_has_the_same_bytes_every_time() -> None:
     axes.plot([1, 2])
     assert notebook.png(figure) == notebook.png(figure)
     plt.close(figure)
+
+
+# --- what the student writes -------------------------------------------------------------------
+
+
+def test_a_student_s_function_is_used_once_it_is_right(capsys) -> None:
+    def my_double(x):
+        return x + x
+
+    def my_stub(x):
+        return ...
+
+    check = Check(lambda x: 2 * x, [{"x": torch.tensor([1.0])}], {}, "right")
+    assert mine_or_ours(my_double, check) is my_double
+    assert mine_or_ours(my_stub, check) is check.right
+    assert mine_or_ours(lambda x: x / 0, check) is check.right
+    yours, *others = capsys.readouterr().out.splitlines()
+    assert yours == "my_double: yours is used"
+    assert others[0] == "my_stub: not solved yet, so rlhf_edu's own is used" and len(others) == 2
 
 
 # --- bars and curves ---------------------------------------------------------------------------

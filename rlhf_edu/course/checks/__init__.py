@@ -76,12 +76,13 @@ class Check:
         self.__doc__ = self.right.__doc__
 
     def __call__(self, student: Callable[..., Any]) -> Result:
-        result = self._judge(student)
+        result = self.judge(student)
         marks = {"passed": "✓", "not attempted": "·"}
         print(f"{marks.get(result.status, '✗')} {result.message}")
         return result
 
-    def _judge(self, student: Callable[..., Any]) -> Result:
+    def judge(self, student: Callable[..., Any]) -> Result:
+        """How a call ends, without a word printed."""
         given = []
         for case in self.cases:
             try:
