@@ -517,9 +517,7 @@ def _free_and_clipped(
 ) -> tuple[Tensor, Tensor]:
     """-ratio * advantage without and with the clip; as losses, so that the larger one counts."""
     clip_high = clip if clip_high is None else clip_high
-    _require(
-        clip > 0 and clip_high > 0, f"policy loss: clip must be above 0, not {clip}, {clip_high}"
-    )
+    _require(min(clip, clip_high) > 0, f"loss: clip must be above 0, not {clip} or {clip_high}")
     return -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip_high)
 
 
@@ -654,9 +652,8 @@ def grpo_loss(
         mask: (B, T).
         clip, clip_high: the ratio's free range is 1 - clip to 1 + clip_high; None: 1 + clip.
     """
-    return answer_mean(
-        _surrogate("grpo_loss", logprobs, old_logprobs, advantages, mask, clip, clip_high), mask
-    )
+    each = _surrogate("grpo_loss", logprobs, old_logprobs, advantages, mask, clip, clip_high)
+    return answer_mean(each, mask)
 
 
 def dapo_loss(
@@ -667,13 +664,12 @@ def dapo_loss(
     clip: float = 0.2,
     clip_high: float = 0.28,
 ) -> Tensor:
-    """A mean over all tokens, and more room upwards than downwards ("clip-higher", DAPO Eq. 8).
+    """A mean over all tokens, and more room upwards than downwards ("clip-higher", DAPO).
 
     Taught in chapter 12. Arguments as in `grpo_loss`.
     """
-    return masked_mean(
-        _surrogate("dapo_loss", logprobs, old_logprobs, advantages, mask, clip, clip_high), mask
-    )
+    each = _surrogate("dapo_loss", logprobs, old_logprobs, advantages, mask, clip, clip_high)
+    return masked_mean(each, mask)
 
 
 def dr_grpo_loss(
@@ -702,7 +698,7 @@ def gspo_loss(
     clip: float = 3e-4,
     clip_high: float | None = None,
 ) -> Tensor:
-    """One ratio for a whole answer, (new / old probability)**(1 / length), clipped (GSPO Eq. 5, 7).
+    """One ratio for a whole answer, (new / old probability)**(1 / length), clipped (GSPO).
 
     Taught in chapter 12.
 
@@ -712,15 +708,14 @@ def gspo_loss(
     log_ratio = _log_ratio("gspo_loss", logprobs, old_logprobs, advantages, mask)
     _require_response_mask("gspo_loss", mask)
     ratio = (masked_sum(log_ratio, mask) / mask.bool().sum(1)).exp()
-    return torch.maximum(
-        *_free_and_clipped(ratio, advantages[:, 0].detach(), clip, clip_high)
-    ).mean()
+    free, clipped = _free_and_clipped(ratio, advantages[:, 0].detach(), clip, clip_high)
+    return torch.maximum(free, clipped).mean()
 
 
 def cispo_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2
 ) -> Tensor:
-    """REINFORCE with each token weighed by min(ratio, 1 + clip), a constant (CISPO Eq. 4).
+    """REINFORCE with each token weighed by min(ratio, 1 + clip), a constant (CISPO).
 
     Taught in chapter 12.
 
@@ -730,7 +725,7 @@ def cispo_loss(
     _require(clip > 0, f"cispo_loss: clip must be above 0, not {clip}")
     log_ratio = _log_ratio("cispo_loss", logprobs, old_logprobs, advantages, mask)
     weight = log_ratio.exp().clamp(max=1 + clip).detach()
-    return -masked_mean(weight * advantages.detach() * logprobs, mask)
+    return -masked_mean(weight * _zero_padding(advantages.detach(), mask) * logprobs, mask)
 
 
 def _surrogate(
@@ -745,12 +740,13 @@ def _surrogate(
     """The clipped loss of each token, (B, T), 0 on padding."""
     ratio = _log_ratio(function, logprobs, old_logprobs, advantages, mask).exp()
     advantages = _zero_padding(advantages.detach(), mask)
-    return torch.maximum(*_free_and_clipped(ratio, advantages, clip, clip_high))
+    free, clipped = _free_and_clipped(ratio, advantages, clip, clip_high)
+    return torch.maximum(free, clipped)
 
 
 @torch.no_grad()
 def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
-    """What is added to the rewards of long answers: 0, falling to -1 at the limit (DAPO Eq. 13).
+    """What is added to the rewards of long answers: 0, falling to -1 at the limit (DAPO).
 
     Taught in chapter 12.
 
@@ -793,7 +789,7 @@ def truncated_weights(
 
 @torch.no_grad()
 def pass_at_k(solved: Tensor, k: int) -> Tensor:
-    """How probably one of k answers to a prompt is right, from n >= k of them (Codex Eq. 1).
+    """How probably one of k answers to a prompt is right, from n >= k of them (Codex).
 
     Taught in chapter 12.
 

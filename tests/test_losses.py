@@ -761,7 +761,9 @@ def of_group(loss, *more: float) -> tuple[Tensor, Tensor]:
     """A loss, and its gradient by the log-probs, on three answers whose padding is NaN."""
     logp = poison(RATIOS.clamp(min=0.1).log()).requires_grad_()
     value = loss(logp, poison(torch.zeros(3, 4)), poison(GOOD_BAD_GOOD.expand(3, 4)), MASK, *more)
-    return value, gradient(value, logp)
+    slope = gradient(value, logp)
+    assert torch.equal(slope[MASK == 0], torch.zeros(5))
+    return value, slope
 
 
 def test_grpo_and_dapo_by_hand() -> None:
