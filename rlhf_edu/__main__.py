@@ -59,9 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     _bench_options(command("bench", "Measure speed and memory, alone or beside TRL's.", more))
     more = "It reads stored results, in seconds."
     command("findings", "Print what the papers found, and what happened here.", more, device=False)
+    text, more = "Show which exercises are solved in my/.", "It takes a minute at most."
+    command("progress", text, more, device=False)
+    text, more = "Judge the exercises of a class's notebooks.", "It takes seconds a notebook."
+    marks = command("grade", text, more, device=False)
+    marks.add_argument("folder", type=Path, metavar="FOLDER", help="Notebooks, in any order.")
     text = "Run the notebooks, or derive editions of them."
     books = command("notebooks", text, "It takes minutes.", device=False)
-    books.add_argument("what", choices=["execute", "handouts", "slides"], help="What to do.")
+    books.add_argument(
+        "what", choices=["execute", "copies", "handouts", "slides"], help="What to do."
+    )
     books.add_argument("names", nargs="*", help="Which, such as 05; without any, all of them.")
     books.add_argument("--reveal-prefix", metavar="URL", help="For slides: where reveal.js is.")
     return parser
@@ -147,6 +154,15 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
         from rlhf_edu.experiments.findings import findings
 
         print(findings())
+    elif options.command == "progress":
+        from rlhf_edu.course.copies import my_folder
+        from rlhf_edu.course.grading import progress
+
+        print(progress(my_folder()))
+    elif options.command == "grade":
+        from rlhf_edu.course.grading import grade
+
+        print(grade(options.folder))
     elif options.command == "notebooks":
         _notebooks(options)
     else:
@@ -200,12 +216,16 @@ def _train(command: str, rest: list[str]) -> int:
 
 
 def _notebooks(options: argparse.Namespace) -> None:
-    from rlhf_edu.course import editions as notebook_tools
+    from rlhf_edu.course import copies, editions
 
     if options.what == "slides":
-        notebook_tools.slides(options.names, options.reveal_prefix)
+        editions.slides(options.names, options.reveal_prefix)
+    elif options.what == "execute":
+        editions.execute(options.names)
+    elif options.what == "handouts":
+        copies.handouts(options.names)
     else:
-        getattr(notebook_tools, options.what)(options.names)
+        copies.copies()
 
 
 if __name__ == "__main__":

@@ -11,5 +11,6 @@ __all__, __getattr__ = lazy(
     {
         "notebook": "start show progress Live LiveCurve Progress",
         "microscope": "Microscope",
+        "exercises": "hint solution",
     },
 )

@@ -144,7 +144,7 @@ class _Complaint(Exception):
 
 
 def _run(function: Callable[..., Any], case: Case, learns: Sequence[str]) -> Answer:
-    """The function's value on copies of the inputs, and its gradients; _Complaint if it has none."""
+    """The function's results on copies of the inputs, and gradients; or a _Complaint."""
     inputs = copy.deepcopy(case)
     learners = [inputs[name].requires_grad_(True) for name in learns]
     value = function(*inputs.values())
