@@ -18,6 +18,7 @@ import re
 import symtable
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -29,7 +30,7 @@ import torch
 from rlhf_edu.course.checks import Answer, Check, Result
 from rlhf_edu.course.exercises import Exercise, exercises
 
-SECONDS, START_SECONDS = 20, 120  # for a function; for a process, which may import torch first
+SECONDS = 20  # for a function
 MEMORY, FILE, MESSAGE = 2 << 30, 1 << 20, 4 << 20  # bytes; memory beyond what was there before
 REFUSED = (
     *("socket.connect", "socket.bind", "socket.send", "socket.getaddrinfo", "socket.gethostby"),
@@ -51,42 +52,46 @@ def check_of(exercise: Exercise) -> Check:
 def examine(cells: Sequence[str], exercise: Exercise) -> Result:
     """What the check says to the function that stands in these code cells.
 
-    Whatever the cells do, this returns, at the latest after `START_SECONDS` and `SECONDS`.
+    Whatever the cells do, this returns, `SECONDS` after its process has started at the latest.
     """
     if [cell for cell in cells if exercise.function in cell] == [exercise.stub]:
         return Result("not attempted", "the stub is as it was")
-    said = _in_a_process(list(cells), exercise)
-    if isinstance(said, str):
-        return Result("error", said[:1000])
     check = check_of(exercise)
     try:
-        if isinstance(said["answers"], list):
+        said = json.loads(_ask_elsewhere(list(cells), exercise))
+        if "answers" in said:
             return check.judge(_answers(said["answers"], check))
         status = said["status"] if said["status"] in ("wrong", "not attempted") else "error"
-        return Result(status, " ".join(str(said["message"]).split())[:1000])
+        return Result(status, str(said["message"])[:1000])
+    except TimeoutError:
+        says = f"stopped after {SECONDS} seconds: is there a loop without an end?"
+    except (EOFError, OSError):
+        says = "its process ended before there was an answer"
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
-        return Result("error", "what came back is no answer")
+        says = "what came back is no answer"
+    return Result("error", says)
 
 
-def _in_a_process(cells: list[str], exercise: Exercise) -> Any:
-    """The message that `_main` sends; or, as a string, why there is none."""
+def _ask_elsewhere(cells: list[str], exercise: Exercise) -> bytes:
+    """What `_main` sends from another process; EOFError, OSError or TimeoutError if nothing."""
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ours:
         process = context.Process(target=_main, args=(theirs, folder, cells, exercise), daemon=True)
         process.start()
         theirs.close()
+        # A timer, since a message may begin and never end.
+        timer = threading.Timer(SECONDS, process.kill)
         try:
-            if not ours.poll(START_SECONDS) or ours.recv_bytes(MESSAGE) != b"ready":
-                return "its process did not start"
-            if not ours.poll(SECONDS):
-                return f"stopped after {SECONDS} seconds: is there a loop without an end?"
-            return json.loads(ours.recv_bytes(MESSAGE))
-        except (EOFError, OSError):
-            return "its process ended before there was an answer"
-        except (ValueError, RecursionError):
-            return "what came back is no answer"
+            ours.recv_bytes(MESSAGE)  # "ready", from our own code
+            timer.start()
+            return ours.recv_bytes(MESSAGE)
+        except EOFError:
+            if timer.finished.is_set():
+                raise TimeoutError from None
+            raise
         finally:
+            timer.cancel()
             process.kill()
             process.join()
 
@@ -105,12 +110,12 @@ def _context() -> Any:
 def _answers(rows: list[Any], check: Check) -> list[Answer]:
     """Answers as `_main` has sent them; ValueError if they are not one for each case."""
 
-    def tensors(parts: list[Any]) -> list[torch.Tensor]:
-        return [torch.tensor(n, dtype=torch.float64).reshape(shape) for shape, n in parts]
+    def tensors(parts: list[Any] | None) -> Any:
+        return parts and [torch.tensor(n).double().reshape(shape) for shape, n in parts]
 
-    found = [Answer(tensors(v), None if g is None else tensors(g)) for v, g in rows]
-    learned = [len(answer.gradients) for answer in found if answer.gradients is not None]
-    if len(found) != len(check.cases) or any(n != len(check.learns) for n in learned):
+    found = [Answer(tensors(value), tensors(gradients)) for value, gradients in rows]
+    learned = {len(answer.gradients) for answer in found if answer.gradients}
+    if len(found) != len(check.cases) or not learned <= {len(check.learns)}:
         raise ValueError("not one answer for each case")
     return found
 
@@ -130,15 +135,14 @@ def _main(pipe: Connection, folder: str, cells: list[str], exercise: Exercise) -
     except BaseException as error:  # sys.exit too
         said = Result("error", f"{where} stopped with {type(error).__name__}: {error}")
     if isinstance(said, Result):
-        message = {"answers": None, "status": said.status, "message": said.message[:1000]}
+        message = {"status": said.status, "message": " ".join(said.message.split())[:1000]}
     else:
-        rows = [(_lists(a.value), a.gradients and _lists(a.gradients)) for a in said]
-        message = {"answers": rows}
+        message = {"answers": [(_lists(a.value), _lists(a.gradients)) for a in said]}
     pipe.send_bytes(json.dumps(message).encode())
 
 
-def _lists(tensors: list[torch.Tensor]) -> list[tuple[list[int], list[float]]]:
-    return [(list(x.shape), x.flatten().tolist()) for x in tensors]
+def _lists(tensors: list[torch.Tensor] | None) -> list[Any] | None:
+    return tensors and [(list(x.shape), x.flatten().tolist()) for x in tensors]
 
 
 def _shut_in(folder: str, pipe: int) -> None:

@@ -11,11 +11,14 @@ The notebooks are their only source, so a copy of a chapter needs to bring nothi
 import functools
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from IPython.display import Markdown
 from nbformat import NotebookNode
 
 from rlhf_edu.course import editions
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
 
 HEAD = re.compile(r"\*\*Exercise (\d+) · \w+ · \d+ minutes\*\* — \*(.+?)[.:*]", re.DOTALL)
 HINT = re.compile(r"<details><summary>Hint</summary>\n(.*?)</details>", re.DOTALL)
@@ -92,11 +95,15 @@ def exercise(name: str) -> Exercise:
     return fits[0]
 
 
-def hint(name: str) -> Markdown:
+def hint(name: str) -> "Markdown":
     """The hint to an exercise, such as `hint("05.3")`; errors as `exercise`."""
+    from IPython.display import Markdown
+
     return Markdown(exercise(name).hint)
 
 
-def solution(name: str) -> Markdown:
+def solution(name: str) -> "Markdown":
     """One right answer to an exercise, as code to read; errors as `exercise`."""
+    from IPython.display import Markdown
+
     return Markdown(f"```python\n{exercise(name).solution}\n```")

@@ -97,10 +97,8 @@ def student_of(path: Path, folder: Path, chapter: str) -> str:
 def judge(cells: Sequence[str], exercise: Exercise) -> tuple[str, str]:
     """The verdict on one exercise: a key of GRADES, and what the check says."""
     result = examine(cells, exercise)
-    if result.status == "passed":
-        return "right", result.message
-    if result.status == "not attempted":
-        return result.status, result.message
+    if result.status in ("passed", "not attempted"):
+        return result.status.replace("passed", "right"), result.message
     known = result.message in check_of(exercise).mistakes
     return "named mistake" if known else "refused", result.message
 
@@ -110,35 +108,27 @@ def grades(paths: Sequence[Path], folder: Path) -> list[Grade]:
 
     A file that cannot be read costs its own rows only; one of no chapter is named, and left out.
     """
-    todo: list[tuple[Path, list[str], Exercise]] = []
-    done: list[Grade] = []
-
-    def graded(path: Path, exercise: Exercise, grade: str, message: str) -> Grade:
-        student = student_of(path, folder, exercise.chapter)
-        return Grade(student, exercise, grade, message, path.relative_to(folder).as_posix())
-
+    todo: list[tuple[Path, list[str], str, Exercise]] = []
     for path in paths:
         cells, problem = [], ""
         try:
             cells = code_cells(path)
         except (ValueError, OSError) as error:
             problem = str(error)
-        chapter = chapter_of(path, cells)
-        if not chapter:
-            print(f"{path}: {problem or 'no chapter of this course'}; left out")
-            continue
-        checked = [e for e in exercises(chapter) if e.check]
-        if problem:
-            done += [graded(path, e, "unreadable", problem) for e in checked]
+        if chapter := chapter_of(path, cells):
+            todo += [(path, cells, problem, e) for e in exercises(chapter) if e.check]
         else:
-            todo += [(path, cells, e) for e in checked]
+            print(f"{path}: {problem or 'no chapter of this course'}; left out")
+
+    def graded(row: tuple[Path, list[str], str, Exercise]) -> Grade:
+        path, cells, problem, e = row
+        verdict = ("unreadable", problem) if problem else judge(cells, e)
+        name = path.relative_to(folder).as_posix()
+        return Grade(student_of(path, folder, e.chapter), e, *verdict, name)
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        verdicts = pool.map(lambda row: judge(*row[1:]), todo)
-        for (path, _, e), verdict in zip(
-            tqdm(todo, "grading", unit="answer"), verdicts, strict=True
-        ):
-            done.append(graded(path, e, *verdict))
-    return sorted(done, key=lambda g: (g.student, g.exercise.place, g.file))
+        found = list(tqdm(pool.map(graded, todo), "grading", len(todo), unit="answer"))
+    return sorted(found, key=lambda g: (g.student, g.exercise.place, g.file))
 
 
 # --- a class -----------------------------------------------------------------------------------
