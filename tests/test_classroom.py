@@ -314,7 +314,8 @@ def test_progress_says_what_is_solved_and_what_comes_next(tmp_path: Path) -> Non
 def test_everybody_has_a_name(tmp_path: Path) -> None:
     stem = "05_policy_gradients_to_ppo"
     names = {f"{stem}.ipynb": tmp_path.name, f"{stem} (1).ipynb": "(1)", "anna_05.ipynb": "anna"}
-    names |= {"hw/anna/x.ipynb": "hw/anna", "2005_05.ipynb": "2005"}
+    names |= {"hw/anna/x.ipynb": "hw/anna", "2005_05.ipynb": "2005", "s05_05.ipynb": "s05"}
+    names |= {"anna05.ipynb": "anna"}
     for name, student in names.items():
         assert grading.student_of(tmp_path / name, tmp_path, "05") == student
     assert grading.chapter_of(Path("anna_05.ipynb")) == "05"

@@ -293,7 +293,7 @@ def test_a_students_copy_runs_to_its_end(path: Path, solved: bool) -> None:
     if solved:
         solutions = {e.stub: e.solution for e in exercises(path.name[:2])}
         for cell in copy.cells:
-            cell.source = solutions.get(cell.source, cell.source)
+            cell.source += "\n\n" + solutions.get(cell.source, "")
     tools.run_notebook(copy, path)
 
 

@@ -54,7 +54,8 @@ def examine(cells: Sequence[str], exercise: Exercise) -> Result:
 
     Whatever the cells do, this returns, `SECONDS` after its process has started at the latest.
     """
-    if [cell for cell in cells if exercise.function in cell] == [exercise.stub]:
+    named = re.compile(rf"\b{exercise.function}\b")
+    if [cell for cell in cells if named.search(cell)] == [exercise.stub]:
         return Result("not attempted", "the stub is as it was")
     check = check_of(exercise)
     try:
@@ -111,7 +112,9 @@ def _answers(rows: list[Any], check: Check) -> list[Answer]:
     """Answers as `_main` has sent them; ValueError if they are not one for each case."""
 
     def tensors(parts: list[Any] | None) -> Any:
-        return parts and [torch.tensor(n).double().reshape(shape) for shape, n in parts]
+        if parts is None:
+            return None
+        return [torch.tensor(n).double().reshape(shape) for shape, n in parts]
 
     found = [Answer(tensors(value), tensors(gradients)) for value, gradients in rows]
     learned = {len(answer.gradients) for answer in found if answer.gradients}
@@ -142,7 +145,7 @@ def _main(pipe: Connection, folder: str, cells: list[str], exercise: Exercise) -
 
 
 def _lists(tensors: list[torch.Tensor] | None) -> list[Any] | None:
-    return tensors and [(list(x.shape), x.flatten().tolist()) for x in tensors]
+    return None if tensors is None else [(list(x.shape), x.flatten().tolist()) for x in tensors]
 
 
 def _shut_in(folder: str, pipe: int) -> None:

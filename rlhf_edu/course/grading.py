@@ -88,7 +88,11 @@ def student_of(path: Path, folder: Path, chapter: str) -> str:
     if inside != ".":
         return inside
     added = path.stem.replace(find([f"{chapter}_"])[0].stem, "")
-    return re.sub(rf"(?<!\d){chapter}(?!\d)", "", added).strip(" _-.") or folder.resolve().name
+    for alone in (r"[^\W_]", r"\d"):  # the 05 of s05_05 is the second, the one of anna05 the only
+        added, done = re.subn(rf"(?<!{alone}){chapter}(?!{alone})", "", added, count=1)
+        if done:
+            break
+    return added.strip(" _-.") or folder.resolve().name
 
 
 # --- grades ------------------------------------------------------------------------------------
