@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HEAD = re.compile(r"\*\*Exercise (\d+) · \w+ · \d+ minutes\*\* — \*(.+?)[.:*]", re.DOTALL)
 HINT = re.compile(r"<details><summary>Hint</summary>\n(.*?)</details>", re.DOTALL)
+IMPORT = re.compile(r"^(?:import|from) .+$", re.MULTILINE)
 CHECKED = re.compile(r"^(check_\w+)\((my_\w+)\)$", re.MULTILINE)
 
 
@@ -64,7 +65,7 @@ def exercises(chapter: str = "") -> tuple[Exercise, ...]:
 
 
 def _of(notebook: NotebookNode, chapter: str) -> list[Exercise]:
-    found, text, stub = [], "", ""
+    found, text, stub, imports = [], "", "", []
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown" and HEAD.search(cell.source):
@@ -76,6 +77,11 @@ def _of(notebook: NotebookNode, chapter: str) -> list[Exercise]:
             hints = "\n".join(HINT.findall(text)).strip()
             (check, function), *_ = [*CHECKED.findall(stub), ("", "")]
             title = " ".join(title.split())
+            # What an earlier solution has imported, the student has not.
+            lacks = [x for x in imports if re.search(rf"\b{x.split()[-1]}\b", cell.source)]
+            lacks = [x for x in lacks if x not in cell.source]
+            imports += IMPORT.findall(cell.source)
+            cell.source = "\n".join([*lacks, *["\n"] * bool(lacks), cell.source])
             found.append(
                 Exercise(chapter, number, title, stub, hints, cell.source, check, function)
             )
