@@ -11,5 +11,6 @@ __all__, __getattr__ = lazy(
     {
         "notebook": "start show progress mine_or_ours Live LiveCurve Progress",
         "microscope": "Microscope",
+        "exercises": "hint solution",
     },
 )
