@@ -23,7 +23,7 @@ from rlhf_edu.engine.checks import (
     require_vocabulary,
     step_0_tolerance,
 )
-from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.economy import bf16_products, economy
 from rlhf_edu.engine.loop import Loop, OnPhase, Optimizers, TrainConfig, begin
 from rlhf_edu.engine.parallel import fetched, share_of_batch, together, totals
 from rlhf_edu.engine.training import make_optimizer, update, warmup_constant
@@ -609,7 +609,9 @@ def _answer(
     random: torch.Generator,
 ) -> Rollout:
     limits = config.max_new_tokens, config.temperature
-    with economy(config, roles.policy):
+    # Weights of 16 bits are quick as they are, and autocast would cost a GPU its recording.
+    wide = roles.policy.dtype == torch.float32
+    with bf16_products(roles.policy, config.bf16 and wide):
         return generate(roles.policy, tokenizer, prompts, *limits, random)
 
 

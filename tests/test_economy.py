@@ -186,20 +186,3 @@ def test_bf16_is_honoured_inside_and_gone_outside() -> None:
     model(BLOCKS)
     assert inside == [torch.float32, torch.bfloat16, torch.bfloat16]  # attention, then products
     assert set(seen) == {torch.float32}
-
-
-@pytest.mark.parametrize("dtype, shared", [(torch.float32, False), (torch.bfloat16, True)])
-def test_heads_that_share_keys_get_their_own_in_fp32(dtype, shared: bool, monkeypatch) -> None:
-    model = tiny.llama(num_key_value_heads=1).to(dtype)
-    wanted = model(BLOCKS[:3]).logits
-    attend, seen = torch.nn.functional.scaled_dot_product_attention, []
-
-    def spy(query, key, value, **options) -> torch.Tensor:
-        seen.append((key.shape[1] < query.shape[1], bool(options.get("enable_gqa"))))
-        return attend(query, key, value, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    with economy.whole_batches():
-        found = model(BLOCKS[:3]).logits
-    assert seen == [(shared, shared)] * 2
-    torch.testing.assert_close(found, wanted)

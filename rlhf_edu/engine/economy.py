@@ -3,15 +3,13 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from types import SimpleNamespace
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -35,6 +33,8 @@ def economy(config: Economy, model: PreTrainedModel) -> Iterator[None]:
 
 # --- products in bfloat16 ------------------------------------------------------------------------
 
+_ADAPTED: ContextVar[Sequence[BaseTunerLayer]] = ContextVar("adapted", default=())
+
 
 @contextlib.contextmanager
 def bf16_products(model: PreTrainedModel, enabled: bool = True) -> Iterator[None]:
@@ -43,8 +43,31 @@ def bf16_products(model: PreTrainedModel, enabled: bool = True) -> Iterator[None
     Weights, the optimiser's step and losses stay in fp32, on a CPU attention too. It pays on a
     processor with such instructions (avx512_bf16, AMX) and on any recent GPU; others are slower.
     """
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=enabled), _attention():
+    adapted = [m for m in model.modules() if isinstance(m, BaseTunerLayer)] if enabled else []
+    products = torch.autocast(model.device.type, torch.bfloat16, enabled=enabled)
+    with products, _set(_ADAPTED, adapted), _as_now():
         yield
+
+
+def _as_now() -> contextlib.AbstractContextManager[None]:
+    """A context that computes as it is done now, in what autocast leaves alone."""
+    return _beside_autocast(_attention(), _ADAPTED.get())
+
+
+@contextlib.contextmanager
+def _beside_autocast(
+    attention: contextlib.AbstractContextManager, adapted: Sequence[BaseTunerLayer]
+) -> Iterator[None]:
+    # peft widens what an adapter reads to the adapter's fp32, only for autocast to narrow it again.
+    before = [getattr(layer, "cast_input_dtype_enabled", True) for layer in adapted]
+    for layer in adapted:
+        layer.cast_input_dtype_enabled = False
+    try:
+        with attention:
+            yield
+    finally:
+        for layer, widened in zip(adapted, before, strict=True):
+            layer.cast_input_dtype_enabled = widened
 
 
 class Fp32Attention(TorchFunctionMode):
@@ -83,28 +106,6 @@ def without_plans() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
-
-
-def _attend(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    **more: Any,
-) -> tuple[Tensor, None]:
-    """The attention of transformers; where heads share keys (grouped-query attention), a GPU gets
-    each head its own in fp32, since there torch has nothing for shared ones but to write down all
-    scores (rows x heads x T x T, in every layer, kept for the backward pass).
-    """
-    heads = query.shape[1] // key.shape[1]
-    if heads > 1 and mask is None and query.dtype == torch.float32 and is_wide(query.device):
-        key, value = (x.repeat_interleave(heads, 1) for x in (key, value))
-        module = SimpleNamespace(is_causal=getattr(module, "is_causal", True))  # of no groups now
-    return sdpa_attention_forward(module, query, key, value, mask, **more)
-
-
-AttentionInterface.register("sdpa", _attend)
 
 
 # --- how much of a batch at a time ---------------------------------------------------------------
@@ -217,5 +218,5 @@ def frugal(compute: Callable[..., Found]) -> Callable[..., Found]:
         return compute
     # torch brings autocast back for the second pass, and no more.
     options = {"use_reentrant": False, "preserve_rng_state": False}
-    options["context_fn"] = lambda: (contextlib.nullcontext(), _attention())
+    options["context_fn"] = lambda: (contextlib.nullcontext(), _as_now())
     return lambda *inputs, **more: checkpoint(compute, *inputs, **options, **more)
