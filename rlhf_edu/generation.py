@@ -64,13 +64,13 @@ def generate(
     uniforms = torch.rand(len(rows), max_new_tokens, generator=seed, dtype=torch.float64)
     uniforms = uniforms.to(model.device)
     ends = _ending_ids(model, tokenizer, stop).to(model.device)
-
     static = model.device.type == "cuda" if static is None else static
     sample = _sample_static if static and _has_static_cache(model) else _sample
 
-    # Prompts of like length together, since padding costs as much as text; then back into order.
+    # Prompts of like length together, since padding costs as much as text, and the longest first:
+    # what a GPU records for them serves the others. Then back into order.
     pad_id, parts, order = tokenizer.pad_token_id, [], []
-    for numbers in _by_length(rows, batch_size):
+    for numbers in _by_length(rows, batch_size)[::-1]:
         padded = pad_left([rows[i] for i in numbers], pad_id)
         ids, mask = (tensor.to(model.device) for tensor in padded)
         parts.append(sample(model, ids, mask, uniforms[numbers], temperature, ends))

@@ -162,8 +162,9 @@ def _rotary_attention(module: nn.Module, turn: Turn) -> Forward:
         both = turn(torch.cat([query, key.view(shape)], 2), *position_embeddings).transpose(1, 2)
         query, key = both[:, : query.shape[2]], both[:, query.shape[2] :]
         value = module.v_proj(hidden_states).view(shape).transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, module.layer_idx)
+        cache = options.pop("cache", past_key_values)  # its name since transformers 5.24
+        if cache is not None:
+            key, value = cache.update(key, value, module.layer_idx)
         options["scaling"] = module.scaling
         found, _ = _attend(module, query, key, value, attention_mask, **options)
         return module.o_proj(found.flatten(2)), None

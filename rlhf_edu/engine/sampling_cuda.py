@@ -177,18 +177,18 @@ class InPlaceLayer(StaticLayer):
         """Take new ones in, (B, heads, N, D); return those that attention looks at."""
         if self.spot.copies is not None:
             return self._read(keys, values)
-        self.keys.index_copy_(2, self.spot.column, keys.to(self.dtype))
-        self.values.index_copy_(2, self.spot.column, values.to(self.dtype))
+        self.keys.index_copy_(2, self.spot.column, keys.to(self.keys.dtype))
+        self.values.index_copy_(2, self.spot.column, values.to(self.keys.dtype))
         return self.keys, self.values
 
     def _read(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Take in the prompts, before which nothing is remembered."""
         spot = self.spot
         if not self.is_initialized:
-            self.lazy_initialization(keys[spot.copies], values)
+            self.lazy_initialization(keys[spot.copies], values.to(keys.dtype))
         for own, new in ((self.keys, keys), (self.values, values)):
             own[:, :, spot.width - new.shape[2] : spot.width] = new[spot.copies].to(own.dtype)
-        return keys.to(self.dtype), values.to(self.dtype)
+        return keys.to(self.keys.dtype), values.to(self.keys.dtype)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that a prompt looks at, and how many are before them."""
