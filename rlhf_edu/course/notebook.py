@@ -125,7 +125,7 @@ def mine_or_ours(mine: Callable[..., Any], check: Check) -> Callable[..., Any]:
 
     It goes to a trainer: `train_dpo(…, loss=mine_or_ours(my_dpo_loss, check_dpo_loss))`.
     """
-    passed = check.judge(mine).status == "passed"
+    passed = check.verdict(mine).status == "passed"
     whose = "yours is used" if passed else "not solved yet, so rlhf_edu's own is used"
     print(f"{mine.__name__}: {whose}")
     return mine if passed else check.right
