@@ -93,7 +93,7 @@ def test_a_gpu_learns_what_a_cpu_learns(train: Callable[..., economy.Trained]) -
 @pytest.mark.parametrize("settings", [{}, {"bf16": True}, {"micro_batch": 2}])
 def test_every_trainer_starts_sound_and_its_loss_is_finite(train, settings) -> None:
     model, history = train("cuda", **settings)
-    assert history[0]["step_0"].startswith(("ok", "look: no answer ended"))
+    assert history[0]["step_0"].startswith(("ok", "look:"))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 

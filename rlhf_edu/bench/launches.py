@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rlhf_edu import lora
-from rlhf_edu.bench.job import Job, load_pairs, load_rankings, tokenizer
+from rlhf_edu.bench.job import SHAPES, Job, llama_config, load_pairs, load_rankings, tokenizer
 from rlhf_edu.bench.plan import Plan
-from rlhf_edu.bench.real import SHAPES, config_of
 from rlhf_edu.dpo import DPOConfig, train_dpo
 from rlhf_edu.engine.economy import whole_batches
 from rlhf_edu.engine.ledger import GB, ppo_ledger
@@ -181,7 +180,7 @@ def _seconds(cells: Cells, stage: str, steps: int, layers: int) -> float:
 
 def peak() -> float:
     """Bytes at most, of PPO in fp32, with all rows of a step read at once."""
-    config = config_of(Job("ours", "ppo", size="135M", prompt=LENGTHS[0], tokens=LENGTHS[1]))
+    config = llama_config(Job("ours", "ppo", size="135M", prompt=LENGTHS[0], tokens=LENGTHS[1]))
     return ppo_ledger(config, EPISODES, EPISODES, *LENGTHS, RANK).peak
 
 

@@ -167,7 +167,7 @@ def _roles(job: Job, model: PreTrainedModel, critic: bool) -> Roles:
 
 def _ledger_mb(job: Job) -> float:
     rank = RANK if job.way == "LoRA" else 0
-    sizes = (job.batch, job.micro_batch or job.batch, job.prompt, job.tokens, rank)
+    sizes = (job.batch, job.micro_batch, job.prompt, job.tokens, rank)
     return ppo_ledger(llama_config(job), *sizes, job.dtype).peak / MB
 
 

@@ -66,7 +66,7 @@ def table(cells: Cells) -> str:
         [
             where["gpu"] or f"{where['cpu']}, threads: {where['threads']}",
             f"A Llama of {first['size']} parameters, {sizes}",
-            *text_table([head, *map(_row, measured)], (22, 20, 7, 7, 7, 6)),
+            *text_table([head, *map(_row, measured)], (23, 24, 9, 8, 8, 6)),
             *failed,
             "limit: if weights had only to be read, once for a token of every row;",
             "tokens/s also pay for products, and for reading the prompts.",

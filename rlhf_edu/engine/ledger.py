@@ -312,8 +312,10 @@ class Ledger:
 
     @property
     def peak(self) -> float:
-        """Bytes at most: rollout, evaluation and optimisation take turns."""
-        return self.standing + max(self.cache + self.reading, self.activations + self.logits)
+        """Bytes at most: evaluation and optimisation take turns, while a GPU keeps the cache of the
+        rollout, since its recording of a step writes there.
+        """
+        return self.standing + self.cache + max(self.reading, self.activations + self.logits)
 
     def rows(self) -> list[tuple[str, str, float]]:
         """(role, kind, bytes) of all that takes any, largest first."""
