@@ -67,10 +67,9 @@ def generate(
     static = model.device.type == "cuda" if static is None else static
     sample = _sample_static if static and _has_static_cache(model) else _sample
 
-    # Prompts of like length together, since padding costs as much as text, and the longest first:
-    # what a GPU records for them serves the others. Then back into order.
+    # Prompts of like length together, since padding costs as much as text; then back into order.
     pad_id, parts, order = tokenizer.pad_token_id, [], []
-    for numbers in _by_length(rows, batch_size)[::-1]:
+    for numbers in _by_length(rows, batch_size):
         padded = pad_left([rows[i] for i in numbers], pad_id)
         ids, mask = (tensor.to(model.device) for tensor in padded)
         parts.append(sample(model, ids, mask, uniforms[numbers], temperature, ends))
