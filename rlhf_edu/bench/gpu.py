@@ -19,7 +19,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 
 from rlhf_edu import data_folder
@@ -27,7 +26,8 @@ from rlhf_edu.bench import real, speed
 from rlhf_edu.bench.job import Job
 from rlhf_edu.bench.plan import Plan, environment, run_worker
 from rlhf_edu.bench.worker import answer
-from rlhf_edu.experiments.grid import Fields, run_grid, versions
+from rlhf_edu.engine.devices import versions
+from rlhf_edu.experiments.grid import Fields, run_grid
 from rlhf_edu.experiments.ladder import Ladder, Recipe
 
 LIMIT, LEAST = 90, 15  # seconds of one process, and those without which it need not start
@@ -139,7 +139,7 @@ def card(plan: Plan) -> dict[str, Any]:
         said = ""
     found = {"card": _card_name(plan), "driver": said.split("\n")[0] or "unknown"}
     day = time.strftime("%Y-%m-%d")
-    return found | {"day": day, "versions": versions() | {"peft": peft.__version__}}
+    return found | {"day": day, "versions": versions()}
 
 
 def _said(plan: Plan, *module: str) -> list[str]:
