@@ -28,21 +28,26 @@ BLOCK = 512  # bytes; a GPU's memory is given away in multiples of it
 FLASH = 1  # number of the fused attention that keeps no scores
 
 
+def shell_around(kind: type[Tensor], inner: Tensor, device: torch.device) -> Any:
+    """A tensor of a kind that seems to lie on a device, with the layout of the one inside."""
+    shell = Tensor._make_wrapper_subclass(
+        kind,
+        inner.shape,
+        strides=inner.stride(),
+        storage_offset=inner.storage_offset(),
+        dtype=inner.dtype,
+        device=device,
+    )
+    shell.inner = inner
+    return shell
+
+
 class Hollow(Tensor):
     """A tensor that seems to lie on the CPU; `inner`, of device "meta", knows its shape."""
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Hollow":
-        shell = Tensor._make_wrapper_subclass(
-            cls,
-            inner.shape,
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            device="cpu",
-        )
-        shell.inner = inner
-        return shell
+        return shell_around(cls, inner, torch.device("cpu"))
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None) -> Any:
