@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlhf_edu.engine.economy import other_forward
+
 # Layers that compute what Llama's do: weight * x / sqrt(mean(x²) + eps), and attention with rotary
 # positions. Others, as Gemma's, keep their own way.
 RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
@@ -41,14 +43,9 @@ def lean(model: PreTrainedModel, additions: list[Factors]) -> Iterator[None]:
     with _folded(modules):
         shorter = {m: way for m in modules if (way := _shorter(m, turn)) is not None}
         shorter |= _adapted_layers(modules, additions, model.device)
-        shorter = {m: way for m, way in shorter.items() if "forward" not in vars(m)}
-        for module, way in shorter.items():
-            vars(module)["forward"] = way
-        try:
+        own = [module for module in shorter if "forward" not in vars(module)]
+        with other_forward(own, lambda forward: shorter[forward.__self__]):
             yield
-        finally:
-            for module in shorter:
-                del vars(module)["forward"]
 
 
 @contextlib.contextmanager
