@@ -26,7 +26,7 @@ from rlhf_edu.course.editions import checkout
 from rlhf_edu.course.widgets import WIDE, Panel
 from rlhf_edu.data import Ranking, read_rankings, to_json, to_ranking
 from rlhf_edu.files import write_text
-from rlhf_edu.tinyweb.labelers import ceiling
+from rlhf_edu.tinyweb.labelers import agreement_of, ceiling
 
 Row = dict[str, Any]
 NOBODY = "you"  # the name of a labeler who gave none
@@ -330,20 +330,15 @@ def merge(files: Iterable[str | Path]) -> list[Row]:
 def agreement(rankings: Iterable[Ranking]) -> list[float]:
     """How often two people agree on the order of two answers; a share for each two and prompt.
 
-    Pairs that either of them calls equal are left out, as in `Population.agreement`.
+    Pairs that either of them calls equal are left out, see `labelers.agreement_of`.
     """
     asked = defaultdict(list)
     for r in rankings:
         asked[r.prompt.text, r.answers].append(r.ranks)
     shares = []
-    for (_, answers), ranked in asked.items():
+    for ranked in asked.values():
         for one, other in itertools.combinations(ranked, 2):
-            same = [
-                (one[i] < one[j]) == (other[i] < other[j])
-                for i, j in itertools.combinations(range(len(answers)), 2)
-                if one[i] != one[j] and other[i] != other[j]
-            ]
-            shares += [fmean(same)] if same else []
+            shares += agreement_of(one, other)
     return shares
 
 
