@@ -7,9 +7,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlhf_edu import lora, models, tokens
 from rlhf_edu.bench.job import Job, llama_config
+from rlhf_edu.bench.ours import roles_of
 from rlhf_edu.engine import economy, hollow, ledger, training
 from rlhf_edu.ppo import PPOConfig, evaluate_rollout, learn
-from rlhf_edu.roles import LoraRoles, Roles, SeparateRoles
+from rlhf_edu.roles import SeparateRoles
 from rlhf_edu.sampling import Rollout
 
 CONFIG = LlamaConfig(
@@ -118,22 +119,12 @@ def shape(size: str, layers: int | None = None) -> LlamaConfig:
     return config
 
 
-def roles_of(config: LlamaConfig, rank: int, dtype: torch.dtype) -> Roles:
-    policy = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    judge = models.scalar_model_from(policy)
-    if not rank:
-        return SeparateRoles(policy, judge)
-    base = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    adapters = (lora.take_off(lora.new_adapter(model, rank)) for model in (policy, judge))
-    return LoraRoles(base, *adapters)
-
-
 def tracked(config: LlamaConfig, rank: int, dtype, batch: int, micro_batch: int, *sizes) -> int:
     """Bytes at the peak of `evaluate_rollout` and two steps of `learn`."""
     ids = torch.full((batch, sum(sizes)), 9)
     settings = PPOConfig(batch_size=batch, minibatch=batch, micro_batch=micro_batch)
     with economy.whole_batches(), hollow.hollow() as live:
-        roles = roles_of(config, rank, dtype)
+        roles = roles_of(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype).eval(), rank)
         learners = {"policy": roles.policy_parameters(), "critic": roles.critic_parameters()}
         both = {name: training.make_optimizer(found, 1e-4) for name, found in learners.items()}
         about = torch.zeros(batch, dtype=torch.bool), torch.zeros(batch, sizes[1])

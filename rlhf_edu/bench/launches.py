@@ -13,7 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rlhf_edu import lora
-from rlhf_edu.bench.job import SHAPES, Job, llama_config, load_pairs, load_rankings, tokenizer
+from rlhf_edu.bench.job import (
+    ENDS,
+    RANK,
+    SHAPES,
+    Job,
+    llama_config,
+    load_pairs,
+    load_rankings,
+    tokenizer,
+)
+from rlhf_edu.bench.ours import roles_of
 from rlhf_edu.bench.plan import Plan
 from rlhf_edu.dpo import DPOConfig, train_dpo
 from rlhf_edu.engine.economy import whole_batches
@@ -25,11 +35,10 @@ from rlhf_edu.generation import generate
 from rlhf_edu.models import scalar_model_from
 from rlhf_edu.ppo import PPOConfig, evaluate_rollout, learn
 from rlhf_edu.reward import RewardConfig, train_reward
-from rlhf_edu.roles import LoraRoles, Roles, SeparateRoles
 from rlhf_edu.sft import SFTConfig, train_sft
 
 SECONDS = 1e-5  # of a launch
-LAYERS, RANK = 24, 16
+LAYERS = 24
 EPISODES, PROMPT, ANSWER = 64, 32, 16
 BATCHES = {"sft": 64, "reward": 16, "dpo": 16}  # demonstrations, or rankings of 4 answers
 # Of PPO, `micro_batch` 8 and all at once; the other trainers read their batch at once.
@@ -71,25 +80,14 @@ def _model(layers: int) -> PreTrainedModel:
         intermediate_size=32,
         vocab_size=len(tokenizer()),
         tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        **ENDS,
     )
     return LlamaForCausalLM(config).eval()
 
 
-def _roles(way: str, layers: int) -> Roles:
-    policy = _model(layers)
-    judge = scalar_model_from(policy)
-    if way == "full":
-        return SeparateRoles(policy, judge)
-    adapters = (lora.take_off(lora.new_adapter(model, RANK)) for model in (policy, judge))
-    return LoraRoles(_model(layers), *adapters)
-
-
 def ppo_launches(way: str, micro_batch: int, layers: int = LAYERS) -> dict[str, int]:
     """Launches of a rollout, its evaluation and one epoch of learning."""
-    roles = _roles(way, layers)
+    roles = roles_of(lambda: _model(layers), RANK if way == "LoRA" else 0)
     config = PPOConfig(
         batch_size=EPISODES,
         minibatch=EPISODES,

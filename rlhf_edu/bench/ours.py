@@ -150,19 +150,21 @@ def run_ppo(job: Job, clock: Clock) -> Found:
         **_settings(job, job.epochs),
         **against,
     )
-    roles = _roles(job, model, critic)
     del model
+    roles = roles_of(lambda: make_policy(job), RANK if job.way == "LoRA" else 0, critic)
     clock.begin()
     ppo.train_ppo(roles, words, texts, config, on_step, on_phase=clock.phase)
     return {"ledger_mb": _ledger_mb(job)} if job.prompt and critic else {}
 
 
-def _roles(job: Job, model: PreTrainedModel, critic: bool) -> Roles:
-    if job.way != "LoRA":
-        return SeparateRoles(model, scalar_model_from(model), use_critic=critic)
-    reward_model = lora.take_off(lora.new_adapter(scalar_model_from(model), RANK))
-    policy = lora.take_off(lora.new_adapter(model, RANK))
-    return LoraRoles(make_policy(job), policy, reward_model, use_critic=critic)
+def roles_of(make: Callable[[], PreTrainedModel], rank: int, critic: bool = True) -> Roles:
+    """The roles of PPO from new models: four networks, or with a rank one backbone with LoRA."""
+    policy = make()
+    judge = scalar_model_from(policy)
+    if not rank:
+        return SeparateRoles(policy, judge, use_critic=critic)
+    adapters = (lora.take_off(lora.new_adapter(model, rank)) for model in (policy, judge))
+    return LoraRoles(make(), *adapters, use_critic=critic)
 
 
 def _ledger_mb(job: Job) -> float:
