@@ -1,11 +1,11 @@
-# make lab        install everything into .venv and open JupyterLab on the first notebook;
-#                 ARGS="--no-browser --port 8890" hands options on to it
+# make lab        install everything into .venv, copy the chapters to my/ (once; they are yours), and
+#                 open JupyterLab on the first; ARGS="--no-browser --port 8890" hands options on to it
 # make test       unit tests, then every notebook
 # make test-unit  unit tests alone
 # make ladder     base -> SFT -> reward model -> PPO -> PPO-ptx -> DPO, and the table that compares
 # make build      rebuild everything in data/ from nothing
 # make notebooks  run the notebooks and store what they show; ARGS=05 runs one
-# make handouts   build/handouts: the notebooks for class, without solutions
+# make handouts   build/handouts: the same copies, to give away
 # make slides     build/slides: the notebooks as lectures
 # make lint       style checks
 #
@@ -25,7 +25,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 ARGS ?=
 
 # The printed address opens the first chapter too; the settings ask the network for no news.
-LAB := --LabApp.default_url=/lab/tree/$(notdir $(firstword $(NOTEBOOKS))) \
+LAB := --LabApp.default_url=/lab/tree/my/$(notdir $(firstword $(NOTEBOOKS))) \
 	--LabApp.app_settings_dir="$(CURDIR)/notebooks/.lab"
 # Jupyter refuses to run as root, which is who one is in a container.
 LAB += $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -49,7 +49,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 lab: $(INSTALLED)
-	$(BIN)/jupyter lab notebooks $(LAB) $(ARGS)
+	$(BIN)/python -m rlhf_edu notebooks copies
+	$(BIN)/jupyter lab $(LAB) $(ARGS)
 
 test: test-unit test-notebooks
 

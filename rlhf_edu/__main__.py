@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_edu.experiments import EXPERIMENTS
 
-STAGES = ("base", "sft", "ppo", "ppo_ptx", "dpo")  # of chat
+CHAT_STAGES = ("base", "sft", "ppo", "ppo_ptx", "dpo")  # of chat
 DEVICES = ("auto", "cpu", "cuda")
 
 TRAINERS = {
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     build = command("build", "Rebuild everything in data/ from nothing.", "It takes hours.")
     build.add_argument("--only", choices=["bases", "stages"], help="Rebuild this part alone.")
     chat = command("chat", "Ask the shipped models.", "Answers come side by side, in seconds.")
-    more = f"One stage ({', '.join(STAGES)}); without it, all of them."
+    more = f"One stage ({', '.join(CHAT_STAGES)}); without it, all of them."
     chat.add_argument("--stage", metavar="STAGE", help=more)
     more = "One question; without it, type them one by one."
     chat.add_argument("--prompt", metavar="TEXT", help=more)
@@ -57,11 +57,21 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=text, add_help=False)
     more = "It takes minutes."
     _bench_options(command("bench", "Measure speed and memory, alone or beside TRL's.", more))
+    _gpu_options(
+        command("gpu-check", "Measure and test all that needs a GPU.", "In eight minutes.", False)
+    )
     more = "It reads stored results, in seconds."
     command("findings", "Print what the papers found, and what happened here.", more, device=False)
+    text, more = "Show which exercises are solved in my/.", "It takes a minute at most."
+    command("progress", text, more, device=False)
+    text, more = "Judge the exercises of a class's notebooks.", "It takes seconds a notebook."
+    marks = command("grade", text, more, device=False)
+    marks.add_argument("folder", type=Path, metavar="FOLDER", help="Notebooks, in any order.")
     text = "Run the notebooks, or derive editions of them."
     books = command("notebooks", text, "It takes minutes.", device=False)
-    books.add_argument("what", choices=["execute", "handouts", "slides"], help="What to do.")
+    books.add_argument(
+        "what", choices=["execute", "copies", "handouts", "slides"], help="What to do."
+    )
     books.add_argument("names", nargs="*", help="Which, such as 05; without any, all of them.")
     books.add_argument("--reveal-prefix", metavar="URL", help="For slides: where reveal.js is.")
     return parser
@@ -72,15 +82,38 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     add("--against", choices=["trl"], help="Measure TRL in turns with us.")
     add("--trl-python", type=Path, metavar="PATH", help="A Python that has TRL.")
     add("--trl-ppo-python", type=Path, metavar="PATH", help="A Python with trl==1.12.0.")
-    stages = ["sft", "reward", "dpo", "ppo", "rloo", "race", "growth", "real"]
+    stages = ["sft", "reward", "dpo", "ppo", "rloo", "grpo"]
+    stages += ["race", "growth", "real", "launches"]
     add("--stage", choices=stages, help="What to measure; without it, all trainers.")
-    add("--size", choices=["2M", "4M", "8M", "17M", "87M", "309M"], help="Of the model.")
+    sizes = ["2M", "4M", "8M", "17M", "87M", "309M", "135M", "0.5B"]
+    add("--size", choices=sizes, help="Of the model; the last two with LoRA, as on a GPU.")
+    add("--loss", default="dpo", metavar="NAME", help="Of the stage dpo (default: dpo).")
     add("--bf16", action="store_true", help="Multiply in bfloat16, on both sides.")
     add("--answers", type=int, default=0, metavar="K", help="Of each ranking; 0: the stage's own.")
     add("--steps", type=int, default=6, help="Timed steps of a run (default: 6).")
     add("--warmup", type=int, default=2, help="Steps before them (default: 2).")
     add("--repeats", type=int, default=3, help="Runs of each side (default: 3).")
     add("--threads", type=int, default=1, help="Of either side (default: 1).")
+    more = "At a time, with a model of real size."
+    add("--micro-batch", type=int, metavar="ROWS", help=more)
+    more = "After which a process is given up (default: 90 on a GPU, none on a CPU)."
+    add("--limit", type=float, default=0, metavar="SECONDS", help=more)
+
+
+def _gpu_options(check: argparse.ArgumentParser) -> None:
+    add = check.add_argument
+    add(
+        "--device",
+        choices=DEVICES,
+        default="cuda",
+        help="The GPU; cpu tries the command. (default: cuda)",
+    )
+    add("--minutes", type=float, default=8, help="After which no more is begun (default: 8).")
+    add("--only", action="append", metavar="PART", help="This part alone; may come again.")
+    add("--again", action="store_true", help="Forget the results that are there.")
+    add("--folder", type=Path, help="Of gpu_CARD.json (default: data/results).")
+    add("--trl-python", type=Path, metavar="PATH", help="A Python that has TRL.")
+    add("--trl-ppo-python", type=Path, metavar="PATH", help="A Python with trl==1.12.0.")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,10 +176,23 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
         print(experiment(options.name).run(options.seeds, options.device))
     elif options.command == "bench":
         print(_bench(options))
+    elif options.command == "gpu-check":
+        from rlhf_edu.bench.gpu import gpu_check
+
+        gpu_check(**{k: v for k, v in vars(options).items() if k != "command"})
     elif options.command == "findings":
         from rlhf_edu.experiments.findings import findings
 
         print(findings())
+    elif options.command == "progress":
+        from rlhf_edu.course.copies import my_folder
+        from rlhf_edu.course.grading import progress
+
+        print(progress(my_folder()))
+    elif options.command == "grade":
+        from rlhf_edu.course.grading import grade
+
+        print(grade(options.folder))
     elif options.command == "notebooks":
         _notebooks(options)
     else:
@@ -173,6 +219,10 @@ def _bench(options: argparse.Namespace) -> str:
         from rlhf_edu.bench.real import real
 
         return real(plan)
+    if plan.stage == "launches":
+        from rlhf_edu.bench.launches import launches
+
+        return launches(plan)
     return bench(plan)
 
 
@@ -201,12 +251,16 @@ def _train(command: str, rest: list[str]) -> int:
 
 
 def _notebooks(options: argparse.Namespace) -> None:
-    from rlhf_edu.course import editions as notebook_tools
+    from rlhf_edu.course import copies, editions
 
     if options.what == "slides":
-        notebook_tools.slides(options.names, options.reveal_prefix)
+        editions.slides(options.names, options.reveal_prefix)
+    elif options.what == "execute":
+        editions.execute(options.names)
+    elif options.what == "handouts":
+        copies.handouts(options.names)
     else:
-        getattr(notebook_tools, options.what)(options.names)
+        copies.copies()
 
 
 if __name__ == "__main__":

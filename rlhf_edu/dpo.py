@@ -26,9 +26,9 @@ from rlhf_edu.engine.checks import (
     step_0_tolerance,
 )
 from rlhf_edu.engine.economy import economy
-from rlhf_edu.engine.groups import Group, answer_logprobs, make_group
+from rlhf_edu.engine.groups import Group, answer_logprobs, longest_row, make_group
 from rlhf_edu.engine.loop import Loop, OnPhase, TrainConfig, begin
-from rlhf_edu.engine.parallel import gathered, share
+from rlhf_edu.engine.parallel import fetched, gathered, share
 from rlhf_edu.engine.training import make_optimizer
 from rlhf_edu.losses import (
     dpo_loss,
@@ -216,7 +216,7 @@ def make_pairs(answers: list[Tensor], references: Tensor, groups: Sequence[Group
     # Sums, not means: DPO is about the probability of the whole answer.
     ours = sums(answers)
     lengths = torch.tensor([len(answer) for answer in answers], device=ours.device)
-    chosen, rejected = pair_rows(groups)
+    chosen, rejected = pair_rows(groups).to(ours.device)
     return Pairs(
         policy_chosen=ours[chosen],
         policy_rejected=ours[rejected],
@@ -227,14 +227,14 @@ def make_pairs(answers: list[Tensor], references: Tensor, groups: Sequence[Group
     )
 
 
-def pair_rows(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-    """Which answers of all groups are chosen, and which rejected, in every pair (N,)."""
+def pair_rows(groups: Sequence[Group]) -> Tensor:
+    """Which answers of all groups are chosen, and which rejected, in every pair: (2, N)."""
     # Answers of all groups stand in one list; `first` is where a group's begin.
     pairs, first = [], 0
     for group in groups:
         pairs += [(first + chosen, first + rejected) for chosen, rejected in group.pairs]
         first += len(group.answers)
-    return torch.tensor(pairs).unbind(1)
+    return torch.tensor(pairs).T
 
 
 def _flat(lists: Iterable[list[Tensor]]) -> list[Tensor]:
@@ -343,9 +343,9 @@ def train_dpo(
     with economy(config, reference):
         if preference.needs_reference:
             references = reference_sums(reference, tokenizer, groups)
-    optimizer = make_optimizer(policy.parameters(), config.lr, config.weight_decay)
-    optimizers = {"model": optimizer}
+    optimizers = {"model": make_optimizer(policy.parameters(), config.lr, config.weight_decay)}
     loop = Loop(config, policy, optimizers, groups, tokenizer, on_step, frozen=[reference])
+    config = loop.fitted(config.batch_size, *longest_row(groups))
     begin(on_phase, "training")
     with loop:
         for batch in loop.by_length(lengths, [len(group.pairs) for group in groups]):
@@ -371,11 +371,11 @@ def diagnostics(up: Tensor, down: Tensor, pairs: Pairs) -> Record:
     """Means over pairs: margin (chosen less rejected reward), accuracy (margins above 0), the two
     rewards, and the two log-probs, nats per answer; that the chosen one falls too is normal.
     """
-    return {
-        "margin": (up - down).mean().item(),
-        "accuracy": (up > down).float().mean().item(),
-        "chosen_reward": up.mean().item(),
-        "rejected_reward": down.mean().item(),
-        "chosen_logprob": pairs.policy_chosen.mean().item(),
-        "rejected_logprob": pairs.policy_rejected.mean().item(),
-    }
+    return fetched(
+        margin=(up - down).mean(),
+        accuracy=(up > down).float().mean(),
+        chosen_reward=up.mean(),
+        rejected_reward=down.mean(),
+        chosen_logprob=pairs.policy_chosen.mean(),
+        rejected_logprob=pairs.policy_rejected.mean(),
+    )

@@ -64,7 +64,6 @@ def generate(
     uniforms = torch.rand(len(rows), max_new_tokens, generator=seed, dtype=torch.float64)
     uniforms = uniforms.to(model.device)
     ends = _ending_ids(model, tokenizer, stop).to(model.device)
-
     static = model.device.type == "cuda" if static is None else static
     sample = _sample_static if static and _has_static_cache(model) else _sample
 
@@ -81,10 +80,13 @@ def generate(
 
 
 def _by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Numbers of this process' rows, in parts of `size`, the shortest first."""
+    """Numbers of this process' rows, in parts of `size`, the longest part first.
+
+    What a GPU records for it serves the others.
+    """
     mine = share(range(len(rows)))
     parts = parts_by_length([len(rows[i]) for i in mine], size)
-    return [[mine[i] for i in part] for part in parts]
+    return [[mine[i] for i in part] for part in parts[::-1]]
 
 
 def _require_room(model: PreTrainedModel, prompt: int, answer: int) -> None:

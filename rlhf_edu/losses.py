@@ -19,6 +19,11 @@ Papers, by the name used below:
     KTO          Ethayarajh et al. 2024, arXiv 2402.01306
     GRPO         Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300
     RLOO         Ahmadian et al. 2024, arXiv 2402.14740
+    DAPO         Yu et al. 2025, arXiv 2503.14476
+    Dr. GRPO     Liu et al. 2025, arXiv 2503.20783
+    CISPO        MiniMax 2025 (MiniMax-M1), arXiv 2506.13585
+    GSPO         Zheng et al. 2025, arXiv 2507.18071
+    Codex        Chen et al. 2021, arXiv 2107.03374
 """
 
 import itertools
@@ -484,23 +489,36 @@ def policy_loss(
         clip_fraction (where clipping set the loss), approx_kl (KL(old || new) in nats per token,
         by k3) and ratio_mean.
     """
-    tensors = {"logprobs": logprobs, "old_logprobs": old_logprobs, "advantages": advantages}
-    _require_same_shape("policy_loss", **tensors, mask=mask)
-    _require(clip > 0, f"policy_loss: clip must be above 0, not {clip}")
-    log_ratio = _zero_padding(kl_k1(logprobs, old_logprobs.detach()), mask)
-    # exp of a large number is infinite, and infinity times 0 is NaN.
-    log_ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    log_ratio = _log_ratio("policy_loss", logprobs, old_logprobs, advantages, mask)
     ratio = log_ratio.exp()
     advantages = _zero_padding(advantages.detach(), mask)
-    # Both with the sign of a loss, so that the larger one is the more pessimistic.
-    free = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    free, clipped = _free_and_clipped(ratio, advantages, clip)
     diagnostics = {
         "clip_fraction": masked_mean((clipped > free).float(), mask),
         "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask).detach(),
         "ratio_mean": masked_mean(ratio, mask).detach(),
     }
     return masked_mean(torch.maximum(free, clipped), mask), diagnostics
+
+
+def _log_ratio(
+    function: str, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+) -> Tensor:
+    """log(new / old probability) of each token, (B, T), 0 on padding."""
+    tensors = {"logprobs": logprobs, "old_logprobs": old_logprobs, "advantages": advantages}
+    _require_same_shape(function, **tensors, mask=mask)
+    log_ratio = _zero_padding(kl_k1(logprobs, old_logprobs.detach()), mask)
+    # exp of a large number is infinite, and infinity times 0 is NaN.
+    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+
+
+def _free_and_clipped(
+    ratio: Tensor, advantages: Tensor, clip: float, clip_high: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """-ratio * advantage without and with the clip; as losses, so that the larger one counts."""
+    clip_high = clip if clip_high is None else clip_high
+    _require(min(clip, clip_high) > 0, f"loss: clip must be above 0, not {clip} or {clip_high}")
+    return -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip_high)
 
 
 def value_loss(
@@ -606,6 +624,213 @@ def _require_groups(function: str, rewards: Tensor) -> int:
     shape = tuple(rewards.shape)
     _require(grouped, f"{function}: give rewards (B, K) of K >= 2 answers a prompt, not {shape}")
     return rewards.shape[1]
+
+
+# --- GRPO's loss, and what came after it -------------------------------------------------------
+# Each takes what `policy_loss` takes, in the same order, so that `train_ppo` can use any of them.
+
+
+def grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float = 0.2,
+    clip_high: float | None = None,
+) -> Tensor:
+    """PPO's clipped objective, as a loss: a mean over each answer's tokens, then over answers.
+
+    Taught in chapter 12.
+
+    GRPO Eq. 3, without its KL.
+
+    Args:
+        logprobs: (B, T) of the sampled tokens under the policy being trained, nats. The only
+            argument that gradients flow into.
+        old_logprobs: (B, T) under the policy that sampled them.
+        advantages: (B, T); in GRPO all tokens of an answer have the same.
+        mask: (B, T).
+        clip, clip_high: the ratio's free range is 1 - clip to 1 + clip_high; None: 1 + clip.
+    """
+    each = _surrogate("grpo_loss", logprobs, old_logprobs, advantages, mask, clip, clip_high)
+    return answer_mean(each, mask)
+
+
+def dapo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float = 0.2,
+    clip_high: float = 0.28,
+) -> Tensor:
+    """A mean over all tokens, and more room upwards than downwards ("clip-higher", DAPO).
+
+    Taught in chapter 12. Arguments as in `grpo_loss`.
+    """
+    each = _surrogate("dapo_loss", logprobs, old_logprobs, advantages, mask, clip, clip_high)
+    return masked_mean(each, mask)
+
+
+def dr_grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float = 0.2,
+    length: int = 48,
+) -> Tensor:
+    """A sum over tokens, divided by a constant: no token's weight depends on any length (Dr. GRPO).
+
+    Taught in chapter 12. Arguments as in `grpo_loss`; length is the longest answer allowed. The
+    advantages that belong to it are not divided by the std.
+    """
+    _require(length > 0, f"dr_grpo_loss: length must be above 0, not {length}")
+    each = _surrogate("dr_grpo_loss", logprobs, old_logprobs, advantages, mask, clip)
+    return masked_sum(each, mask).mean() / length
+
+
+def gspo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float = 3e-4,
+    clip_high: float | None = None,
+) -> Tensor:
+    """One ratio for a whole answer, (new / old probability)**(1 / length), clipped (GSPO).
+
+    Taught in chapter 12.
+
+    Arguments as in `grpo_loss`, but one advantage an answer: that of its first token is taken. The
+    paper has clip 3e-4 and clip_high 4e-4, as a mean over tokens moves far less than one of them.
+    """
+    log_ratio = _log_ratio("gspo_loss", logprobs, old_logprobs, advantages, mask)
+    _require_response_mask("gspo_loss", mask)
+    ratio = (masked_sum(log_ratio, mask) / mask.bool().sum(1)).exp()
+    free, clipped = _free_and_clipped(ratio, advantages[:, 0].detach(), clip, clip_high)
+    return torch.maximum(free, clipped).mean()
+
+
+def cispo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2
+) -> Tensor:
+    """REINFORCE with each token weighed by min(ratio, 1 + clip), a constant (CISPO).
+
+    Taught in chapter 12.
+
+    A clipped token keeps a gradient here, where `policy_loss` gives it none. Token mean; arguments
+    as in `grpo_loss`.
+    """
+    _require(clip > 0, f"cispo_loss: clip must be above 0, not {clip}")
+    log_ratio = _log_ratio("cispo_loss", logprobs, old_logprobs, advantages, mask)
+    weight = log_ratio.exp().clamp(max=1 + clip).detach()
+    return -masked_mean(weight * _zero_padding(advantages.detach(), mask) * logprobs, mask)
+
+
+def _surrogate(
+    function: str,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float,
+    clip_high: float | None = None,
+) -> Tensor:
+    """The clipped loss of each token, (B, T), 0 on padding."""
+    ratio = _log_ratio(function, logprobs, old_logprobs, advantages, mask).exp()
+    advantages = _zero_padding(advantages.detach(), mask)
+    free, clipped = _free_and_clipped(ratio, advantages, clip, clip_high)
+    return torch.maximum(free, clipped)
+
+
+@torch.no_grad()
+def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
+    """What is added to the rewards of long answers: 0, falling to -1 at the limit (DAPO).
+
+    Taught in chapter 12.
+
+    Args:
+        lengths: (B,) tokens.
+        limit: tokens of the longest answer.
+        buffer: tokens before the limit in which the penalty grows, in a line.
+    """
+    _require(0 < buffer <= limit, f"overlong_penalty: buffer must be from 1 to {limit}")
+    return ((limit - buffer - lengths) / buffer).clamp(-1.0, 0.0)
+
+
+@torch.no_grad()
+def truncated_weights(
+    logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, cap: float = 2.0
+) -> Tensor:
+    """min(trainer / sampler probability, cap) of each token: truncated importance sampling.
+
+    Taught in chapter 12.
+
+    For a rollout whose sampler is not quite the policy: other numbers, other kernels, old weights.
+    Multiplied by them, the loss of such tokens has nearly the expected gradient of the policy's
+    own; the cap keeps a single token from outweighing a batch (Yao et al. 2025,
+    fengyao.notion.site/off-policy-rl).
+
+    Args:
+        logprobs: (B, T) under the policy as the trainer computes it, before any update, nats.
+        sampler_logprobs: (B, T) as the sampler computed them.
+        mask: (B, T).
+        cap: the largest weight.
+
+    Returns:
+        (B, T), 0 on padding.
+    """
+    _require_same_shape("truncated_weights", logprobs=logprobs, mask=mask)
+    _require(cap > 0, f"truncated_weights: cap must be above 0, not {cap}")
+    log_ratio = _zero_padding(kl_k1(logprobs, sampler_logprobs), mask)
+    return _zero_padding(log_ratio.clamp(max=_MAX_LOG_RATIO).exp().clamp(max=cap), mask)
+
+
+@torch.no_grad()
+def pass_at_k(solved: Tensor, k: int) -> Tensor:
+    """How probably one of k answers to a prompt is right, from n >= k of them (Codex).
+
+    Taught in chapter 12.
+
+    1 - C(n - c, k) / C(n, k) with c right ones: of all sets of k out of the n answers, the share
+    that holds a right one. 1 - (1 - c / n)**k would be biased.
+
+    Args:
+        solved: (B, n), 1 for a right answer, 0 for a wrong one.
+        k: from 1 to n.
+
+    Returns:
+        (B,), from 0 to 1.
+    """
+    _require(solved.dim() == 2, f"pass_at_k: give solved (B, n), not {tuple(solved.shape)}")
+    n = solved.shape[1]
+    _require(1 <= k <= n, f"pass_at_k: k must be from 1 to the {n} answers, not {k}")
+    wrong = n - solved.double().sum(1, keepdim=True)
+    drawn = torch.arange(k, device=solved.device)
+    # The k draws one after the other: how probably each is wrong, if all before it were.
+    return 1 - ((wrong - drawn).clamp(min=0) / (n - drawn)).prod(1)
+
+
+def reverse_kl(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(student || teacher) of each next-token distribution, over the whole vocabulary, nats.
+
+    Taught in chapter 12.
+
+    Averaged over the student's own answers it is the loss of on-policy distillation (Agarwal et
+    al. 2023, arXiv 2306.13649).
+
+    Args:
+        logits: (B, T, V) of the student; gradients flow into these alone.
+        teacher_logits: (B, T, V) of the teacher, at the same tokens.
+
+    Returns:
+        (B, T), never negative but for rounding.
+    """
+    _require_same_shape("reverse_kl", dims=3, logits=logits, teacher_logits=teacher_logits)
+    ours = _full_precision(logits).log_softmax(-1)
+    theirs = _full_precision(teacher_logits.detach()).log_softmax(-1)
+    return (ours.exp() * (ours - theirs)).sum(-1)
 
 
 # --- direct preference optimisation ------------------------------------------------------------

@@ -25,7 +25,9 @@ from transformers import (
 )
 
 from rlhf_edu.engine.checks import require_sound, require_vocabulary
+from rlhf_edu.engine.economy import one_pass
 from rlhf_edu.engine.loading import load_language_model, load_scalar, scalar_class
+from rlhf_edu.engine.logits import in_parts, logprobs_of, without_adapters
 from rlhf_edu.files import new_folder, write_text
 from rlhf_edu.losses import token_logprobs
 from rlhf_edu.tokens import Sequences, by_length, ending_ids, position_ids
@@ -127,20 +129,20 @@ def scalar_model_from(policy: PreTrainedModel, seed: int = 0) -> PreTrainedModel
     """
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
-    model = scalar_class(type(config))._from_config(config, dtype=policy.dtype)
+    with policy.device:  # or a slow host would make the weights that are then replaced
+        model = scalar_class(type(config))._from_config(config, dtype=policy.dtype)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     head, generator = scalar_head(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        weight = torch.randn(head.weight.shape, generator=generator)
+        weight = torch.randn(head.weight.shape, generator=generator, device="cpu")
         head.weight.copy_(weight / (head.in_features + 1) ** 0.5)
         head.bias.zero_()
-    return model.to(policy.device).eval()
+    return model.eval()
 
 
 def is_scalar(model: PreTrainedModel) -> bool:
     """Whether a model is a reward model or critic, and no language model; adapters may be on it."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return type(inner).__name__.endswith("Classification")
+    return type(without_adapters(model)).__name__.endswith("Classification")
 
 
 def require_kind(model: PreTrainedModel, what: str, scalar: bool = False) -> None:
@@ -270,7 +272,8 @@ def response_logits(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     first = int(start.min()) - 1
     # The output layer is a good part of a small model: only where it is looked at.
     keep = tokens.shape[1] - first
-    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
+    with one_pass(model):
+        logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits
     return _at(logits, start - 1 - first, sequences.response.shape[1])
 
 
@@ -289,7 +292,13 @@ def response_logprobs(
 
     Taught in chapter 03.
     """
-    return token_logprobs(response_logits(model, sequences), sequences.response, temperature)
+    if not in_parts(model):
+        return token_logprobs(response_logits(model, sequences), sequences.response, temperature)
+    tokens, start = sequences.packed()
+    hidden = _at(last_hidden(model, tokens), start - 1, sequences.response.shape[1])
+    ids = sequences.response.flatten()
+    found = logprobs_of(model, hidden.flatten(0, 1), ids, temperature)
+    return found.view(sequences.response.shape)
 
 
 def last_hidden(
@@ -299,18 +308,17 @@ def last_hidden(
     positions: Tensor | None = None,
 ) -> Tensor:
     """The last layer's output (B, T, D); rows without padding on the left need no more than ids."""
-    # With adapters there is a wrapper around the model.
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone = without_adapters(model).base_model
     known = positions is not None and counts_positions(model)
     options = {"position_ids": positions} if known else {}
-    output = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+    with one_pass(backbone):
+        output = backbone(input_ids=ids, attention_mask=mask, use_cache=False, **options)
     return output.last_hidden_state
 
 
 def counts_positions(model: PreTrainedModel) -> bool:
     """Whether a model can be told its tokens' positions; BLOOM and MPT go by the mask instead."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "position_ids" in signature(inner.base_model.forward).parameters
+    return "position_ids" in signature(without_adapters(model).base_model.forward).parameters
 
 
 def head_output(model: PreTrainedModel, hidden: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from rlhf_edu.engine.checks import (
     require_vocabulary,
     step_0_tolerance,
 )
-from rlhf_edu.engine.economy import economy
+from rlhf_edu.engine.economy import bf16_products, economy
 from rlhf_edu.engine.loop import Loop, OnPhase, Optimizers, TrainConfig, begin
-from rlhf_edu.engine.parallel import share_of_batch, together, totals
+from rlhf_edu.engine.parallel import fetched, share_of_batch, together, totals
 from rlhf_edu.engine.training import make_optimizer, update, warmup_constant
 from rlhf_edu.generation import generate
 from rlhf_edu.losses import (
@@ -191,8 +191,9 @@ def evaluate_rollout(
     logprobs, reference, mask = seen["logprobs"], seen["reference"], rollout.mask
     kl = masked_sum(logprobs - reference, mask)
     advice = "look at the reward model; a lower learning rate does not help"
-    require_finite(seen["scores"].sum().item(), "the sum of the reward model's scores", advice)
-    require_finite(masked_sum(seen["values"], mask).sum().item(), "the sum of the critic's values")
+    sums = fetched(scores=seen["scores"].sum(), values=masked_sum(seen["values"], mask).sum())
+    require_finite(sums["scores"], "the sum of the reward model's scores", advice)
+    require_finite(sums["values"], "the sum of the critic's values")
     # An answer that did not end pays for it, before anything is compared.
     penalised = penalise_missing_end(seen["scores"], rollout.ended, config.missing_eos_penalty)
     if config.baseline == "critic":
@@ -412,19 +413,18 @@ def summarise(experience: Experience, updates: list[dict[str, float]]) -> dict[s
     approx_kl, ratio_mean, ratio_first (of the first update), norm; the record has step, beta, lr
     and seconds besides, and the first one step_0, what `check_step_0` found.
     """
-    rollout = experience.rollout
+    rollout, scores = experience.rollout, experience.scores
     means = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
     first = {"ratio_first": updates[0]["ratio_mean"]} if "ratio_mean" in means else {}
-    return {
-        "reward": experience.scores.mean().item(),
-        "reward_spread": (experience.scores.max() - experience.scores.min()).item(),
-        "kl": experience.kl.mean().item(),
-        "length": rollout.lengths.float().mean().item(),
-        "ended": rollout.ended.float().mean().item(),
-        "surprise": -(experience.logprobs * rollout.mask).sum().item() / int(rollout.mask.sum()),
-        **first,
-        **means,
-    }
+    seen = fetched(
+        reward=scores.mean(),
+        reward_spread=scores.max() - scores.min(),
+        kl=experience.kl.mean(),
+        length=rollout.lengths.float().mean(),
+        ended=rollout.ended.float().mean(),
+        surprise=-(experience.logprobs * rollout.mask).sum().double() / rollout.mask.sum(),
+    )
+    return seen | first | means
 
 
 def train_ppo(
@@ -459,8 +459,8 @@ def train_ppo(
     config = config or PPOConfig()
     ids = _prepare(roles, tokenizer, prompts, config, ptx_blocks, reward)
     optimizers, ends = _make_optimizers(roles, config), ending_ids(roles.policy, tokenizer)
-    random, queue = torch.Generator().manual_seed(config.seed), []
-    loop = _loop(roles, tokenizer, config, optimizers, [ids, ptx_blocks], random, queue, on_step)
+    random, queue, data = torch.Generator().manual_seed(config.seed), [], [ids, ptx_blocks]
+    loop, config = _loop(roles, tokenizer, config, optimizers, data, random, queue, on_step)
     with loop:
         for step in loop.steps(config.steps):
             # 1. Rollout: the policy answers a batch of prompts.
@@ -540,14 +540,16 @@ def _loop(
     tokenizer: PreTrainedTokenizerBase,
     config: PPOConfig,
     optimizers: Optimizers,
-    data: Any,
+    data: list[Any],
     random: torch.Generator,
     queue: list[int],
     on_step: OnStep | None,
-) -> Loop:
-    """All that a PPO run consists of; reference and reward model too, where they are networks."""
+) -> tuple[Loop, PPOConfig]:
+    """All that a PPO run consists of, reference and reward model too, where they are networks; and
+    its settings, see `Loop.fitted`.
+    """
     others = [getattr(roles, name, None) for name in ("reference", "reward_model")]
-    return Loop(
+    loop = Loop(
         config,
         roles.policy,
         optimizers,
@@ -559,6 +561,8 @@ def _loop(
         queue=queue,
         check=lambda history: check_progress(history, config),
     )
+    rows, answer = min(config.minibatch, config.batch_size), config.max_new_tokens
+    return loop, loop.fitted(rows, max(map(len, data[0])) + answer, answer)
 
 
 def _draw_prompts(
@@ -605,7 +609,9 @@ def _answer(
     random: torch.Generator,
 ) -> Rollout:
     limits = config.max_new_tokens, config.temperature
-    with economy(config, roles.policy):
+    # Weights of 16 bits are quick as they are, and autocast would cost a GPU its recording.
+    wide = roles.policy.dtype == torch.float32
+    with bf16_products(roles.policy, config.bf16 and wide):
         return generate(roles.policy, tokenizer, prompts, *limits, random)
 
 

@@ -22,9 +22,11 @@ from rlhf_edu.engine.checks import (
     require_sound,
     step_0_tolerance,
 )
-from rlhf_edu.engine.economy import economy, frugal, part_size
+from rlhf_edu.engine.economy import economy, part_size
+from rlhf_edu.engine.logits import in_parts, logprobs_of
 from rlhf_edu.engine.loop import Loop, TrainConfig
 from rlhf_edu.engine.training import make_optimizer, number_of_batches
+from rlhf_edu.models import last_hidden
 from rlhf_edu.tokens import encode_text
 
 # In the order of their ids. Padding has an id of its own: where it shares one with end-of-text,
@@ -118,11 +120,16 @@ def next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
     blocks = blocks.to(model.device)
 
     def compute(part: Tensor) -> Tensor:
-        logits = model(input_ids=part[:, :-1], use_cache=False).logits
-        loss = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten())
+        ids, next_ids = part[:, :-1], part[:, 1:].flatten()
+        if in_parts(model):
+            loss = -logprobs_of(model, last_hidden(model, ids).flatten(0, 1), next_ids).mean()
+        else:
+            logits = model(input_ids=ids, use_cache=False).logits
+            loss = F.cross_entropy(logits.float().flatten(0, 1), next_ids)
         return loss * (len(part) / len(blocks))
 
-    return sum(map(frugal(compute), blocks.split(part_size(len(blocks)))))
+    rows, tokens = blocks.shape
+    return sum(map(compute, blocks.split(part_size(rows, tokens, rows, model.device))))
 
 
 def plan_blocks(count: int, batch_size: int, seed: int) -> Iterator[tuple[int, list[int]]]:
@@ -185,6 +192,7 @@ def pretrain(
     require_sound(model, "pretrain", blocks.shape[1])
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay, config.betas)
     loop = Loop(config, model, {"model": optimizer}, blocks, tokenizer, on_step)
+    config = loop.fitted(config.batch_size, blocks.shape[1], blocks.shape[1] - 1)
     plan = plan_blocks(len(blocks), config.batch_size, config.seed)
     steps = config.steps or config.epochs * number_of_batches(len(blocks), config.batch_size)
     with loop:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import Demonstration, Ranking
@@ -22,7 +22,7 @@ from rlhf_edu.engine.checks import (
     step_0_tolerance,
 )
 from rlhf_edu.engine.economy import economy
-from rlhf_edu.engine.groups import Group, answer_scores, make_group
+from rlhf_edu.engine.groups import Group, answer_scores, longest_row, make_group
 from rlhf_edu.engine.loop import Loop, TrainConfig
 from rlhf_edu.engine.training import make_optimizer
 from rlhf_edu.losses import kwise_batch_loss, reward_bias
@@ -68,10 +68,12 @@ def _score_groups(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]
 ) -> tuple[Tensor, Tensor]:
     """Scores and ranks (B, K) of the answers to B prompts; rank 0 where there is no answer."""
-    found = answer_scores(model, groups, tokenizer.pad_token_id)
+    found = torch.cat(answer_scores(model, groups, tokenizer.pad_token_id))
     ranks, _ = pad_right([group.ranks for group in groups], 0)
     # Each answer went through the model once, and takes part in K - 1 pairs.
-    return pad_sequence(found, batch_first=True), ranks.to(found[0].device)
+    numbers = iter(range(len(found)))
+    rows, _ = pad_right([[next(numbers) for _ in group.answers] for group in groups], len(found))
+    return F.pad(found, (0, 1))[rows.to(found.device)], ranks.to(found.device)
 
 
 def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[int, int]:
@@ -83,7 +85,8 @@ def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[int, int]:
     # Rank 0 is no answer at all: a prompt may have fewer than the others.
     above = above & (ranks > 0).unsqueeze(2) & (ranks > 0).unsqueeze(1)
     right = above & (scores.unsqueeze(2) > scores.unsqueeze(1))
-    return int(right.sum()), int(above.sum())
+    found, pairs = torch.stack([right.sum(), above.sum()]).tolist()
+    return found, pairs
 
 
 def _with_a_choice(rankings: Sequence[Ranking]) -> list[Ranking]:
@@ -175,12 +178,12 @@ def train_reward(
     """
     config = config or RewardConfig()
     require_tokens(tokenizer, "train_reward")
-    rankings = _with_a_choice(rankings)
-    groups = [make_group(tokenizer, ranking, config.max_answer_tokens) for ranking in rankings]
+    groups = [make_group(tokenizer, r, config.max_answer_tokens) for r in _with_a_choice(rankings)]
     lengths = [group.longest for group in groups]
     require_fit(model, tokenizer, "train_reward", max(lengths), scalar=True)
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
     loop = Loop(config, model, {"model": optimizer}, groups, tokenizer, on_step)
+    config = loop.fitted(config.batch_size, *longest_row(groups))
     with loop:
         for batch in loop.by_length(lengths):
             # 1. Score all answers to some prompts, each of them once.

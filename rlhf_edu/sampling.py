@@ -131,14 +131,48 @@ def _next_logits(
     return output.logits[:, -1]
 
 
+# A vocabulary of more tokens is searched in two steps: first for the block, of so many.
+MANY, BLOCK = 16_384, 512
+
+
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """Draw tokens (B,) from logits (B, V) with one uniform random number (B,) each."""
     if temperature == 0:
         return logits.argmax(-1)
-    # Inverse transform sampling: the first token at which the cumulative sum passes the number.
-    sums = (logits.float() / temperature).softmax(-1).double().cumsum(-1)
-    target = (uniform * sums[:, -1]).unsqueeze(1)
-    return torch.searchsorted(sums, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    return _pick(_law(logits, temperature), uniform)
+
+
+def _law(logits: Tensor, temperature: float) -> Tensor:
+    """Probabilities (B, V) of the next token, in fp32."""
+    if temperature != 1:
+        logits = logits.float() / temperature
+    return logits.softmax(-1, dtype=torch.float32)
+
+
+def _pick(law: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse transform sampling from probabilities (B, V): tokens (B,).
+
+    The first token at which the cumulative sum passes the number, times the sum of all. In 64 bits:
+    32 would round the thin tail away.
+    """
+    size, uniform = law.shape[1], uniform[:, None]
+    if size <= MANY:
+        sums = law.double().cumsum(-1)
+        return _first_beyond(sums, uniform * sums[:, -1:]).squeeze(1)
+    blocks = F.pad(law, (0, -size % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniform * sums[:, -1:]
+    block = _first_beyond(sums, target)
+    rest = target - F.pad(sums, (1, 0)).gather(1, block)
+    sums = blocks.gather(1, block[..., None].expand(-1, 1, BLOCK)).squeeze(1).double().cumsum(-1)
+    # Summed otherwise, the block may be rounded to less than the rest; it must not be left then.
+    rest = rest.minimum(sums[:, -1:] * (1 - 2**-53))
+    return (block * BLOCK + _first_beyond(sums, rest)).squeeze(1)
+
+
+def _first_beyond(sums: Tensor, target: Tensor) -> Tensor:
+    """Index (B, 1) of the first cumulative sum (B, n) above a target (B, 1)."""
+    return torch.searchsorted(sums, target, right=True).clamp(max=sums.shape[1] - 1)
 
 
 def _stack(parts: Sequence[Rollout], pad_id: int) -> Rollout:

@@ -122,6 +122,7 @@ def train_sft(
     require_fit(model, tokenizer, "train_sft", max(lengths))
     optimizer = make_optimizer(model.parameters(), config.lr, config.weight_decay)
     loop = Loop(config, model, {"model": optimizer}, pairs, tokenizer, on_step)
+    config = loop.fitted(config.batch_size, max(lengths), max(answer_tokens))
     with loop:
         for batch in loop.by_length(lengths, answer_tokens):
             # 1. Put prompts and answers side by side.

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_edu.data import to_messages
 from rlhf_edu.engine.chat_templates import _apply_template, _end_of_turn
-from rlhf_edu.engine.economy import frugal, part_size
+from rlhf_edu.engine.economy import part_size
 
 # The one format of every prompt, for every model. The line break is the cue to answer.
 PROMPT_TEMPLATE = "{prompt}\n"
@@ -119,13 +119,14 @@ def _pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> tuple[Tensor
     if not rows or not all(len(row) for row in rows):
         raise ValueError("there is nothing to pad: give one row or more, each with a token or more")
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, place] = torch.tensor(row)
-        mask[i, place] = 1
-    return ids, mask
+
+    def padded(row: Sequence[int], fill: int) -> list[int]:
+        gap = [fill] * (width - len(row))
+        return [*gap, *row] if left else [*row, *gap]
+
+    # Lists first: a tensor for each row would take far longer.
+    ids = torch.tensor([padded(row, pad_id) for row in rows])
+    return ids, torch.tensor([padded([1] * len(row), 0) for row in rows])
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -181,8 +182,8 @@ class Sequences:
             index: a slice, or (N,) row numbers.
         """
         mask = self.attention_mask[index]
-        columns = mask.any(0).nonzero().squeeze(1)
-        first, last = int(columns[0]), int(columns[-1]) + 1
+        real = mask.any(0).tolist()
+        first, last = real.index(True), len(real) - real[::-1].index(True)
         return replace(
             self,
             tokens=self.tokens[index, first:last],
@@ -234,11 +235,8 @@ def by_length(
     Returns:
         (B,) or (B, R), with gradient if `compute` gives one; 0 where all rows were padding.
     """
-    if sequences.tokens.is_cuda:
-        size = len(sequences)
-    # A trainer's `micro_batch` may ask for smaller parts, and for nothing to be kept of them.
-    size = part_size(size)
-    compute = frugal(compute)
+    # A trainer's `micro_batch` may ask for smaller parts.
+    size = part_size(*sequences.tokens.shape, size, sequences.tokens.device)
     if len(sequences) <= size:
         return compute(sequences)
     order = sequences.attention_mask.sum(1).argsort(stable=True)

@@ -16,28 +16,31 @@ def labels_by_place(prompt, answer, end):
     return ids.masked_fill(torch.arange(len(ids)) < len(prompt), -100)
 
 
-def loss_by_cross_entropy(logits, tokens, mask):
-    labels = torch.where(mask.bool(), tokens, -100)[:, 1:]
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100)
+def logprobs_by_cross_entropy(logits, tokens):
+    rows = zip(logits, tokens, strict=True)
+    found = [-F.cross_entropy(row[:-1], ids[1:], reduction="none") for row, ids in rows]
+    return torch.stack(found)
 
 
-def loss_by_loop(logits, tokens, mask):
+def logprobs_in_numpy(logits, tokens):
+    x, ids = logits.numpy(), tokens.numpy()
+    logs = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    places = range(ids.shape[1] - 1)
+    return np.array([[row[t, i[t + 1]] for t in places] for row, i in zip(logs, ids, strict=True)])
+
+
+def loss_by_choice(logprobs, mask):
+    return -logprobs[mask.bool()].mean()
+
+
+def loss_by_loop(logprobs, mask):
     total, count = 0.0, 0
-    for b in range(len(tokens)):
-        for t in range(1, tokens.shape[1]):
+    for b in range(len(mask)):
+        for t in range(mask.shape[1]):
             if mask[b, t]:
-                total = total - logits[b, t - 1].log_softmax(0)[tokens[b, t]]
+                total = total - logprobs[b, t]
                 count += 1
     return total / count
-
-
-def kls_by_kl_div(p, q):
-    return F.kl_div(q.log(), p, reduction="sum"), F.kl_div(p.log(), q, reduction="sum")
-
-
-def kls_in_numpy(p, q):
-    p, q = p.numpy(), q.numpy()
-    return float((p * np.log(p / q)).sum()), float((q * np.log(q / p)).sum())
 
 
 def lora_merged(x, weight, a, b, alpha):
@@ -59,8 +62,8 @@ def size_of_tensors(matrices, inputs, outputs, rank):
 
 RIGHT = {
     "check_labels": [labels_by_slice, labels_by_place],
-    "check_sft_loss": [loss_by_cross_entropy, loss_by_loop],
-    "check_two_kls": [kls_by_kl_div, kls_in_numpy],
+    "check_next_logprobs": [logprobs_by_cross_entropy, logprobs_in_numpy],
+    "check_sft_loss": [loss_by_choice, loss_by_loop],
     "check_lora": [lora_merged, lora_apart],
     "check_lora_size": [size_by_parts, size_of_tensors],
 }
@@ -68,22 +71,22 @@ RIGHT = {
 WRONG = [
     ("check_labels", lambda p, a, e: p + a + [e], "prompt is scored"),
     ("check_labels", lambda p, a, e: [-100] * len(p) + a, "end is missing"),
-    ("check_sft_loss", lambda lo, t, m: -loss_by_loop(lo, t, m), "minus is missing"),
     (
-        "check_sft_loss",
-        lambda lo, t, m: F.cross_entropy(lo[m.bool()], t[m.bool()]),
+        "check_next_logprobs",
+        lambda lo, t: lo.log_softmax(-1).gather(-1, t[..., None])[..., 0],
         "nothing is shifted",
     ),
-    ("check_two_kls", lambda p, q: kls_by_kl_div(q, p), "exchanged"),
-    ("check_two_kls", lambda p, q: (kls_in_numpy(p, q)[0],) * 2, "same direction"),
+    (
+        "check_next_logprobs",
+        lambda lo, t: lo[:, :-1].gather(-1, t[:, 1:, None])[..., 0],
+        "raw logits",
+    ),
+    ("check_sft_loss", lambda x, m: -loss_by_loop(x, m), "minus is missing"),
+    ("check_sft_loss", lambda x, m: -(x * m).mean(), "by all places"),
     ("check_lora", lambda x, w, a, b, s: lora_merged(x, w, a, b, len(a)), "factor alpha / r"),
     ("check_lora", lambda x, w, a, b, s: lora_merged(x, w, a, b, s * len(a)), "alpha alone"),
     ("check_lora_size", lambda m, i, o, r: m * i * o, "full fine-tuning"),
     ("check_lora_size", lambda m, i, o, r: r * (i + o), "one matrix"),
-    ("check_sft_loss", torch.no_grad()(loss_by_loop), "no gradient reaches `logits`"),
-    (
-        "check_sft_loss",
-        lambda lo, t, m: loss_by_loop(lo, t, m).item(),
-        "no gradient reaches `logits`",
-    ),
+    ("check_sft_loss", torch.no_grad()(loss_by_loop), "no gradient reaches `logprobs`"),
+    ("check_sft_loss", lambda x, m: loss_by_loop(x, m).item(), "no gradient reaches `logprobs`"),
 ]

@@ -50,14 +50,21 @@ def estimators_by_lists(logprobs, ref_logprobs):
     return [k.tolist() for k in estimators_by_ratio(logprobs, ref_logprobs)]
 
 
-def exact_by_kl_div(logits, ref_logits):
-    p, q = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    return F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+def value_loss_by_where(values, old_values, returns, mask, clip):
+    held = torch.clamp(values, old_values - clip, old_values + clip)
+    free, near = (values - returns).square(), (held - returns).square()
+    return torch.where(free > near, free, near)[mask.bool()].mean() / 2
 
 
-def exact_by_entropies(logits, ref_logits):
-    p = logits.softmax(-1)
-    return (p * p.log()).sum(-1) - (p * ref_logits.softmax(-1).log()).sum(-1)
+def value_loss_by_loop(values, old_values, returns, mask, clip):
+    total, count = 0.0, 0
+    for v, old, wanted, real in zip(
+        values.flatten(), old_values.flatten(), returns.flatten(), mask.flatten(), strict=True
+    ):
+        if real:
+            held = old + (v - old).clamp(-clip, clip)
+            total, count = total + max((v - wanted) ** 2, (held - wanted) ** 2), count + 1
+    return 0.5 * total / count
 
 
 RIGHT = {
@@ -70,7 +77,7 @@ RIGHT = {
         estimators_in_one_array,
         estimators_by_lists,
     ],
-    "check_exact_kl": [exact_by_kl_div, exact_by_entropies],
+    "check_value_loss": [value_loss_by_where, value_loss_by_loop],
 }
 # (check, a wrong answer, words of the message that names it)
 WRONG = [
@@ -88,6 +95,15 @@ WRONG = [
         lambda p, q: (p - q, (p - q) ** 2, estimators_by_ratio(p, q)[2]),
         "lacks its half",
     ),
-    ("check_exact_kl", lambda x, y: exact_by_kl_div(y, x), "KL(reference || policy)"),
-    ("check_exact_kl", lambda x, y: (x.softmax(-1) * (x - y)).sum(-1), "no log-probabilities"),
+    ("check_value_loss", lambda *xs: 2 * value_loss_by_loop(*xs), "half is missing"),
+    (
+        "check_value_loss",
+        lambda v, old, r, m, c: 0.5 * (v - r).square()[m.bool()].mean(),
+        "nothing is clipped",
+    ),
+    (
+        "check_value_loss",
+        lambda v, *rest: value_loss_by_where(v.detach(), *rest),
+        "no gradient reaches `values`",
+    ),
 ]

@@ -20,6 +20,8 @@ from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlhf_edu.engine.hollow import shell_around
+
 DEVICE, CPU = torch.device("meta"), torch.device("cpu")
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 COPYING = {"copy_", "_to_copy"}
@@ -34,16 +36,7 @@ class Shell(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Shell":
-        shell = Tensor._make_wrapper_subclass(
-            cls,
-            inner.shape,
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            device=DEVICE,
-        )
-        shell.inner = inner
-        return shell
+        return shell_around(cls, inner, DEVICE)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None) -> Any:

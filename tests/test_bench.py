@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,22 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_edu import __main__, ppo
-from rlhf_edu.bench import growth, job, machine, plan, race, real, speed, trl, worker
+from rlhf_edu import __main__, dpo, ppo
+from rlhf_edu.bench import gpu, growth, job, machine, ours, plan, race, real, speed, trl, worker
 from rlhf_edu.bench.job import Job
 from rlhf_edu.bench.ours import matrix_flops
 from rlhf_edu.bench.plan import Plan
 from rlhf_edu.experiments.shipped import Shipped
 
-TINY = Job("ours", "sft", size="tiny", warmup=1, steps=2, batch=2, epochs=1, tokens=4)
+TINY = Job("ours", "sft", size="smallest", warmup=1, steps=2, batch=2, epochs=1, tokens=4)
 
 
 @pytest.fixture(autouse=True)
 def tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = functools.partial(machine.machine_rates, seconds=0.0)
     monkeypatch.setattr(worker, "machine_rates", rates)
-    monkeypatch.setattr(real, "machine_rates", rates)
-    monkeypatch.setitem(job.SIZES, "tiny", (16, 1, 2))
+    monkeypatch.setitem(job.SIZES, "smallest", (16, 1, 2))
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
@@ -109,7 +110,7 @@ def test_answers_are_counted_up_to_their_end() -> None:
 
 
 def test_rates_of_the_machine() -> None:
-    found = machine.machine_rates(TINY, 16)
+    found = machine.machine_rates(TINY)
     assert found["gflops"] > 0 and found["gbytes"] > 0
 
 
@@ -225,13 +226,163 @@ def test_a_failure_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_worker_says_last_is_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "a log line"\necho \'{"seconds": 2}\'\n')
-    python.chmod(0o755)
-    assert plan.run_worker(Plan(), str(python), plan.WORKER, TINY) == {"seconds": 2}
-    python.write_text("#!/bin/sh\necho 'No module named trl' >&2\nexit 1\n")
+    python = a_python(tmp_path / "python", """echo "a log line"; echo '{"seconds": 2}'""")
+    assert plan.run_worker(Plan(), python, plan.WORKER, TINY) == {"seconds": 2}
+    a_python(tmp_path / "python", "echo 'No module named trl' >&2; exit 1")
     with pytest.raises(RuntimeError, match="ours sft with .*: No module named trl"):
-        plan.run_worker(Plan(), str(python), plan.WORKER, TINY)
+        plan.run_worker(Plan(), python, plan.WORKER, TINY)
+
+
+def a_python(path: Path, says: str) -> str:
+    path.write_text(f"#!/bin/sh\n{says}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_process_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    slow = a_python(tmp_path / "python", "exec sleep 60")
+    start = time.perf_counter()
+    with pytest.raises(RuntimeError, match="ours sft with .* took more than 0.2 s"):
+        plan.run_worker(Plan(limit=0.2), slow, plan.WORKER, TINY)
+    assert time.perf_counter() - start < 30
+    assert Plan().seconds is None
+
+
+def test_for_a_gpu_the_next_process_starts_while_this_one_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: dict = {}
+    monkeypatch.setattr(plan, "_WAITING", waiting)
+    python = a_python(tmp_path / "python", 'read job; echo "{\\"pid\\": $$}"')
+    gpu = Plan()
+    gpu.device = "cuda"
+    first = plan.run_worker(gpu, python, plan.WORKER, TINY)["pid"]
+    (ready,) = waiting.values()
+    assert plan.run_worker(gpu, python, plan.WORKER, TINY)["pid"] == ready.pid != first
+    plan.end_waiting()
+    assert [process.wait(10) for process in waiting.values()] == [-9]
+
+
+def test_a_side_that_fails_costs_only_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run_worker(plan: Plan, python: str, module: str, job: Job) -> dict:
+        if (job.side, job.stage) in (("trl", "sft"), ("ours", "dpo")):
+            raise RuntimeError(f"bench: {job.side} {job.stage} took more than 90 s")
+        return a_run(job.side, 2.0)
+
+    monkeypatch.setattr(speed, "run_worker", run_worker)
+    there = {"trl_python": Path("p"), "trl_ppo_python": Path("q")}
+    lines = speed.bench(Plan(against="trl", **there), tmp_path).splitlines()
+    rows = {line.split()[0]: line.split()[2:] for line in lines[2:8]}
+    assert rows["sft"][:3] == ["30", "–", "–"] and rows["dpo"][:3] == ["–", "30", "–"]
+    assert rows["grpo"][:2] == ["30", "30"]
+    assert "sft: bench: trl sft took more than 90 s" in lines
+    assert "dpo: bench: ours dpo took more than 90 s" in lines
+    stored = json.loads((tmp_path / "bench_cpu.json").read_text())
+    assert list(stored["stages"]) == list(plan.STAGES)
+
+
+def test_dpo_with_another_loss_is_another_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answering(monkeypatch)
+    text = speed.bench(Plan(stage="dpo", loss="simpo", repeats=1), tmp_path)
+    assert text.splitlines()[2].startswith("dpo, simpo")
+    assert worker.run(replace(TINY, stage="dpo", loss="orpo"))["per_second"] > 0
+    for settings in ({"loss": "mine"}, {"loss": "ipo", "against": "trl"}):
+        with pytest.raises(ValueError, match="--loss"):
+            Plan(**settings)
+
+
+def test_what_a_user_of_a_gpu_has() -> None:
+    gpu = Plan()
+    gpu.device = "cuda"
+    jobs = {stage: gpu.job("ours", stage) for stage in plan.STAGES}
+    assert {(one.size, one.way, one.dtype) for one in jobs.values()} == {
+        ("0.5B", "LoRA", torch.bfloat16)
+    }
+    assert jobs["sft"].prompt + jobs["sft"].tokens == 1024
+    assert (jobs["dpo"].batch, jobs["dpo"].answers) == (64, 4)
+    assert (jobs["ppo"].batch, jobs["ppo"].prompt, jobs["ppo"].tokens) == (64, 256, 128)
+    whole = gpu.real_job("ours", "ppo", "four networks")
+    assert whole.dtype == torch.float32 and whole.bf16 and jobs["ppo"].bf16
+
+
+# --- all that a GPU can tell ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Workers that answer at once, but for SFT's; returns the stages that were asked for."""
+    asked: list[str] = []
+
+    def run_worker(made: Plan, python: str, module: str, job: Job, **variables: str) -> dict:
+        asked.append(job.stage)
+        if job.stage == "sft":
+            raise RuntimeError("bench: ours sft took more than 90 s")
+        if job.stage == "ladder":
+            return {"base": -1.0, "sft": 2.0}
+        return a_run("rlhf_edu", 2.0) | {"weights_mb": 990.0, "ledger_mb": 10_000.0}
+
+    for module in (plan, speed, gpu):
+        monkeypatch.setattr(module, "run_worker", run_worker)
+    monkeypatch.setattr(gpu, "_said", lambda plan, *module: ["FAILED a - why", "= 1 failed ="])
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    return asked
+
+
+def kept(folder: Path) -> dict:
+    return json.loads((folder / "gpu_cpu.json").read_text())
+
+
+def test_gpu_check_does_all_of_it(pretended_gpu: list[str], tmp_path: Path, capsys) -> None:
+    gpu.gpu_check("cpu", folder=tmp_path)
+    cells, text = kept(tmp_path)["cells"], capsys.readouterr().out
+    assert len(cells) == 1 + len(gpu.PARTS) and cells["card"]["versions"]["peft"]
+    assert [name for name, cell in cells.items() if "failed" in cell] == ["trainer sft"]
+    assert cells["tests"]["lines"] == ["1 failed", "a - why"]
+    assert text == gpu.table(kept(tmp_path)) + "\n"
+    assert "sft: bench: ours sft took more than 90 s" in text.splitlines()
+    for words in ("sampling, static", "base -1.0, sft 2.0", "a GPU: 1 failed\na - why"):
+        assert words in text
+    asked = len(pretended_gpu)
+    gpu.gpu_check("cpu", folder=tmp_path)  # goes on: what failed is tried again
+    assert pretended_gpu[asked:] == ["sft"]
+    gpu.gpu_check("cpu", folder=tmp_path, only=["dpo"], again=True)
+    assert list(kept(tmp_path)["cells"]) == ["card", "trainer dpo"]
+
+
+def test_gpu_check_stops_in_time(pretended_gpu: list[str], tmp_path: Path, capsys) -> None:
+    gpu.gpu_check("cpu", minutes=0, folder=tmp_path, only=["ladder", "reward"])
+    assert pretended_gpu == []
+    said = capsys.readouterr().out.splitlines()
+    assert "reward: no time was left" in said
+    assert "The ladder in miniature, gold: no time was left" in said
+
+
+def test_gpu_check_that_is_cut_off_shows_what_it_has(
+    pretended_gpu: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def cut_off(plan: Plan, kind: str, setting: str) -> dict:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+        return {}
+
+    monkeypatch.setattr(real, "measure", cut_off)
+    with pytest.raises(SystemExit) as end:
+        gpu.gpu_check("cpu", folder=tmp_path, only=["ppo", "growing", "dpo"])
+    assert end.value.code == 143 and "episodes" in capsys.readouterr().out
+    assert list(kept(tmp_path)["cells"]) == ["card", "trainer ppo"]
+
+
+def test_gpu_check_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert __main__.main(["gpu-check"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "no such device" in said
+    assert __main__.main(["gpu-check", "--device", "cpu", "--only", "dancing"]) == 2
+    assert "--only knows tests, sampling" in capsys.readouterr().err
 
 
 # --- the race ------------------------------------------------------------------------------------
@@ -314,40 +465,57 @@ def test_growth_is_measured_drawn_and_compared_with_a_straight_line(
 # --- one real model ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage, way", [(s, w) for s in real.WAYS for w in real.WAYS[s]])
-def test_a_worker_at_real_size(stage: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(real.SHAPES, "tiny", (16, 2, 2, 1, 32, 1536))
-    sizes = {"batch": 3, "prompt": 6, "tokens": 4, "micro_batch": 2, "warmup": 1, "steps": 2}
-    found = real.run(Job("ours", stage, way, "cpu", "tiny", **sizes))
+MADE = {"size": "tiny", "batch": 4, "answers": 2, "epochs": 1, "prompt": 6, "tokens": 4}
+SMALL = {**MADE, "micro_batch": 2, "warmup": 1, "steps": 2}
+WAYS = [(stage, way) for stage in real.WAYS for way in real.WAYS[stage]]
+WAYS += [(stage, "LoRA") for stage in plan.STAGES if stage != "ppo"]
+
+
+@pytest.mark.parametrize("stage, way", WAYS)
+def test_a_worker_with_a_shape_of_real_models(stage: str, way: str) -> None:
+    found = worker.run(Job("ours", stage, way, **SMALL))
+    units = found["per_second"] * found["seconds"]
     tokens = found["tokens_per_second"] * found["seconds"]
-    assert 2.9 < tokens < 12.1 and found["gbytes"] > 0
-    if stage == "ppo":
-        assert found["ledger_mb"] > 0 and {"rollout", "optimisation"} < set(found["phases"])
+    assert units == pytest.approx(4 * (6 + 4) if stage == "sft" else 4)  # K = 2: a pair a ranking
+    if stage in ("sft", "reward", "dpo"):
+        assert tokens == pytest.approx(4 * (6 + (1 if stage == "sft" else 2) * 4))
     else:
+        assert 4 <= tokens <= 16
+    assert ("ledger_mb" in found) == (stage == "ppo")
+    if stage in ("ppo", "rloo", "grpo"):
+        assert {"rollout", "evaluation", "optimisation"} < set(found["phases"])
+    if stage == "sampling":
         assert found["weights_mb"] == pytest.approx(4 * (1536 * 16 + 2 * 2368 + 16) / 1e6, rel=0.1)
 
 
-@pytest.mark.parametrize("stage", real.WAYS)
-def test_the_peak_is_not_that_of_making_the_models(
-    stage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_made_texts_have_as_many_tokens_as_they_shall() -> None:
+    made = Job("ours", "dpo", **MADE)
+    words, (rankings, epochs) = job.tokenizer(made), job.load_rankings(made)
+    groups = dpo.make_groups(words, rankings)
+    assert len(groups) == made.batch * made.total and epochs == 1
+    for group in groups:
+        assert len(group.prompt) == 6 and [len(answer) for answer in group.answers] == [4, 4]
+        assert words.decode(group.answers[0]).split()[-1] == words.eos_token
+    assert len({tuple(group.prompt) for group in groups}) == len(groups)
+    assert len(words) == job.SHAPES["tiny"][-1]
+
+
+def test_the_peak_is_not_that_of_making_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
 
     def note(name: str, module) -> None:
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, **o: done.append(name) or function(*a, **o))
 
-    monkeypatch.setitem(real.SHAPES, "tiny", (16, 1, 2, 1, 32, 1536))
-    for name in ("make_model", "forget_peak", "generate"):
-        note(name, real)
+    note("make_policy", ours)
+    note("forget_peak", machine)
+    note("generate", ours)
     note("generate", ppo)
-    way = real.WAYS[stage][0]
-    sizes = {"batch": 2, "prompt": 6, "tokens": 4, "micro_batch": 2, "warmup": 1, "steps": 1}
-    real.run(Job("ours", stage, way, "cpu", "tiny", **sizes))
-    assert [name for i, name in enumerate(done) if name not in done[:i]] == [
-        "make_model", "forget_peak", "generate",
-    ]  # fmt: skip
-    assert "make_model" not in done[done.index("forget_peak") :]
+    for stage, way in (("sampling", "static"), ("ppo", "four networks"), ("ppo", "LoRA")):
+        done.clear()
+        worker.run(Job("ours", stage, way, **SMALL))
+        assert list(dict.fromkeys(done)) == ["make_policy", "forget_peak", "generate"]
+        assert "make_policy" not in done[done.index("forget_peak") :]
 
 
 def test_the_peak_can_be_forgotten() -> None:
@@ -361,8 +529,8 @@ def test_the_peak_can_be_forgotten() -> None:
 def test_what_a_real_model_costs_is_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_worker(plan: Plan, python: str, module: str, job: Job, **variables: str) -> dict:
-        assert module == "rlhf_edu.bench.real" and job.device == "cpu"
+    def run_worker(made: Plan, python: str, module: str, job: Job, **variables: str) -> dict:
+        assert module == plan.WORKER and job.device == "cpu"
         memory = 123.0 if variables == real.EXACT else 999.0
         found = {"seconds": 2.0, "cpu_seconds": 2.0, "memory_mb": memory, "gbytes": 10.0}
         found |= {"tokens_per_second": 1000.0 + job.seed, "phases": {}, "gpu": None}
@@ -373,7 +541,7 @@ def test_what_a_real_model_costs_is_a_table(
     monkeypatch.setattr(plan, "run_worker", run_worker)
     lines = real.real(Plan(stage="real", repeats=3), tmp_path).splitlines()
     assert lines[0].endswith(", threads: 1") and "135M" in lines[1] and len(lines) == 11
-    assert max(map(len, lines)) <= 72  # a slide's width
+    assert max(map(len, lines)) <= 79  # a slide's width
     assert lines[3].split() == ["sampling,", "static", "1,001", "[1,000,", "1,002]", "160", "123"]
     assert lines[7].split()[-3:] == ["123", "120", "25%"]
     assert (tmp_path / "real_cpu.json").is_file()

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rlhf_edu import dpo, generation, models, ppo, pretrain, reward, roles, sft, tokens
 from rlhf_edu.course.microscope import Microscope
-from rlhf_edu.engine import checkpoints, groups
+from rlhf_edu.engine import checkpoints, economy, groups
 from rlhf_edu.experiments import bases, exam, ladder
 from rlhf_edu.tinyweb.facts import World
 from rlhf_edu.tinyweb.judge import Judge
@@ -140,6 +140,19 @@ def test_every_trainer_learns_there_what_it_learns_here(train: Train, device) ->
     (model, there), (_, here) = train(device), train()
     assert all(isinstance(parameter, Shell) for parameter in model.parameters())
     assert len(there) == 2
+    for one, two in zip(there, here, strict=True):
+        assert one["norm"] == pytest.approx(two["norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("few_tokens", [0, groups.FEW_TOKENS])  # with a mask, and without
+@pytest.mark.parametrize("train", [train_sft, train_reward, train_dpo])
+def test_few_large_passes_learn_there_what_they_learn_here(
+    train: Train, few_tokens: int, device, monkeypatch
+) -> None:
+    monkeypatch.setattr(groups, "FEW_TOKENS", few_tokens)
+    _, here = train()
+    with economy.whole_batches():
+        _, there = train(device, micro_batch=3)
     for one, two in zip(there, here, strict=True):
         assert one["norm"] == pytest.approx(two["norm"], rel=1e-3)
 

@@ -1,13 +1,15 @@
 """Economy: bfloat16 products and micro-batches change the cost of training, not what it learns."""
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
 import tiny_models as tiny
 import torch
 
-from rlhf_edu import dpo, models, ppo, pretrain, reward, sft, tokens
-from rlhf_edu.engine import economy, ledger
+from rlhf_edu import dpo, generation, models, ppo, pretrain, reward, sft, tokens
+from rlhf_edu.engine import economy, loop
+from rlhf_edu.engine.hollow import Live
 from rlhf_edu.roles import Roles, SeparateRoles
 
 TOK = tiny.tokenizer()
@@ -56,8 +58,11 @@ every_trainer = pytest.mark.parametrize(
 
 
 @every_trainer
-def test_micro_batches_learn_the_same(train: Callable[..., Trained]) -> None:
-    (whole, before), (parts, after) = train(), train(micro_batch=2)
+@pytest.mark.parametrize("passes", [contextlib.nullcontext, economy.whole_batches])
+def test_micro_batches_learn_the_same(train: Callable[..., Trained], passes: Callable) -> None:
+    whole, before = train()
+    with passes():
+        parts, after = train(micro_batch=2)
     for one, two in zip(before, after, strict=True):
         assert two["norm"] == pytest.approx(one["norm"], rel=1e-3)
     for one, two in zip(whole.parameters(), parts.parameters(), strict=True):
@@ -74,32 +79,97 @@ def test_bf16_learns_nearly_the_same_and_leaves_weights_in_fp32(
     assert after[0]["step_0"].startswith(("ok", "look"))
     assert after[0]["norm"] == pytest.approx(before[0]["norm"], rel=0.2)
     assert after[0]["norm"] != before[0]["norm"]
+    _, in_parts = train(bf16=True, micro_batch=2)
+    assert in_parts[0]["norm"] == pytest.approx(after[0]["norm"], rel=0.02)
 
 
-def test_micro_batches_keep_little() -> None:
-    model, ids = tiny.llama(), torch.randint(3, 250, (16, 40))
-    rows = tokens.Sequences(ids, torch.ones_like(ids), 10)
+LAYERED = {
+    "llama": tiny.llama,
+    "gpt2": tiny.gpt2,
+    "with dropout": lambda: tiny.gpt2(resid_pdrop=0.5, attn_pdrop=0.5),
+    "lora": lambda: tiny.lora_roles().policy,
+}
+IDS = torch.randint(3, 250, (16, 40), generator=torch.Generator().manual_seed(0))
+ROWS = tokens.Sequences(IDS, torch.ones_like(IDS), 10)
 
-    def kept(size: int) -> int:
-        with economy.micro_batches(size), ledger.saved_bytes(model) as sizes:
-            tokens.by_length(lambda part: models.response_logprobs(model, part), rows)
-        return sum(sizes)
 
-    # The tokens themselves, and nothing that was computed from them.
-    assert kept(4) < 0.02 * kept(0)
+def loss_of(model: torch.nn.Module, size: int) -> torch.Tensor:
+    with economy.micro_batches(size):
+        found = tokens.by_length(lambda part: models.response_logprobs(model, part), ROWS)
+    return found.mean()
+
+
+@pytest.mark.parametrize("make", LAYERED.values(), ids=LAYERED)
+def test_layers_that_are_computed_again_have_the_same_gradient(make: Callable) -> None:
+    model = make()
+    learners = [weight for weight in model.parameters() if weight.requires_grad]
+    losses = [loss_of(model, size) for size in (0, len(ROWS))]
+    wanted, found = (torch.autograd.grad(loss, learners, allow_unused=True) for loss in losses)
+    torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-6)
+    for one, two in zip(found, wanted, strict=True):
+        assert (one is None) == (two is None)
+        assert one is None or torch.allclose(one, two, atol=1e-6, rtol=1e-5)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_of_a_layer_its_input_alone_is_kept(size: int) -> None:
+    def kept(layers: int, size: int) -> int:
+        model = tiny.llama(num_hidden_layers=layers)
+        with Live() as live:
+            loss = loss_of(model, size)
+        assert loss.requires_grad
+        return live.now.total()
+
+    numbers = IDS.numel() * tiny.llama().config.hidden_size
+    assert kept(5, size) - kept(2, size) == 3 * numbers * 4
+    assert kept(5, 0) - kept(2, 0) > 15 * 3 * numbers * 4
+
+
+def test_a_rollout_is_read_once_by_each_network() -> None:
+    roles, read = tiny.lora_roles(), []
+    roles.backbone.get_base_model().model.embed_tokens.register_forward_hook(
+        lambda module, inputs, output: read.append(tuple(inputs[0].shape))
+    )
+    config = ppo.PPOConfig(batch_size=40, max_new_tokens=4, micro_batch=2)
+    rollout = generation.generate(roles.policy, TOK, PROMPTS * 5, 4)
+    read.clear()
+    with economy.whole_batches():
+        ppo.evaluate_rollout(roles, rollout, config)
+    once = [shape for shape in read if shape != (1, 2)]  # what `logits.finishes` asks
+    assert [rows for rows, _ in once] == [40] * 4
+
+
+def test_rows_are_read_as_memory_allows_and_the_record_says_so(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(loop, "fitting_rows", lambda config, *shape: asked.append(shape) or 3)
+    assert "micro_batch" not in train_sft()[1][0] and not asked  # a CPU has no such memory
+    monkeypatch.setattr(loop, "free_memory", lambda device: 1e9)
+    _, history = train_sft()
+    assert [record.get("micro_batch") for record in history] == [3, None]
+    [(rows, prompt, answer, free, rank, dtype)] = asked
+    assert (rows, rank, dtype) == (5, 0, torch.float32) and prompt > answer > 2 and free < 1e9
+    model, after = train_lora()
+    assert asked[1][0] == 7 and asked[1][4] == 4 and after[0]["micro_batch"] == 3
+    assert "micro_batch" not in train_sft(micro_batch=2)[1][0]
 
 
 def test_the_limit_is_gone_outside_and_where_nothing_is_learned() -> None:
-    def compute(part: int) -> int:
-        return part
+    def size(rows: int, tokens: int = 10) -> int:
+        return economy.part_size(rows, tokens, 4, torch.device("cpu"))
 
-    assert economy.part_size(7) == 7 and economy.frugal(compute) is compute
+    assert size(7) == 4 and size(2) == 2
     with economy.micro_batches(3):
-        assert economy.part_size(7) == 3 and economy.part_size(2) == 2
-        assert economy.frugal(compute) is not compute
+        assert size(7) == 3 and size(2) == 2
         with torch.no_grad():
-            assert economy.frugal(compute) is compute
-    assert economy.part_size(7) == 7
+            assert size(7) == 4
+    with economy.whole_batches():
+        assert size(700, 100) == 700
+        with torch.no_grad():  # so many tokens at a time, but one row at least
+            assert size(700, 100) == economy.MOST_TOKENS // 100 and size(3, 10**6) == 1
+        with economy.micro_batches(3):
+            assert size(7) == 3
+    assert size(7) == 4
 
 
 def test_bf16_is_honoured_inside_and_gone_outside() -> None:

@@ -5,6 +5,8 @@ import tiny_models as tiny
 import torch
 
 from rlhf_edu.data import Ranking
+from rlhf_edu.engine import groups
+from rlhf_edu.engine.economy import whole_batches
 from rlhf_edu.engine.groups import Group, answer_logprobs, answer_scores, lay_out, make_group
 from rlhf_edu.models import scalar_model_from
 
@@ -39,6 +41,26 @@ def test_logprobs_are_those_of_each_answer_alone(make, attention: str) -> None:
             alone = logits[len(group.prompt) - 1 : -1].log_softmax(-1)
             alone = alone.gather(1, torch.tensor(ids)[:, None]).squeeze(1)
             torch.testing.assert_close(got, alone, atol=1e-5, rtol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("few_tokens", [0, groups.FEW_TOKENS])
+def test_a_gpu_reads_few_tokens_an_answer_a_row(make, few_tokens: int, monkeypatch) -> None:
+    model, read, right = make(), [], groups.last_hidden
+    wanted = answer_logprobs(model, GROUPS, 0)
+
+    def spy(model, ids, mask, positions) -> torch.Tensor:
+        read.append((len(ids), mask is None))
+        return right(model, ids, mask, positions)
+
+    monkeypatch.setattr(groups, "FEW_TOKENS", few_tokens)
+    monkeypatch.setattr(groups, "last_hidden", spy)
+    with whole_batches():
+        found = answer_logprobs(model, GROUPS, 0)
+    answers = sum(len(group.answers) for group in GROUPS)
+    assert read == [(answers, True) if few_tokens else (len(GROUPS), False)]
+    for one, two in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
 
 @BOTH

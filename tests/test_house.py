@@ -28,6 +28,8 @@ def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name."""
     found = {}
     for file in sorted(PACKAGE.rglob("*.py")):
+        if ".ipynb_checkpoints" in file.parts:  # of whoever opened a file in JupyterLab
+            continue
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
         found[".".join(parts).removesuffix(".__init__")] = file
     return found

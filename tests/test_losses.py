@@ -751,6 +751,142 @@ def test_answer_mean_weighs_answers_and_masked_mean_tokens() -> None:
     close(gradient(losses.answer_mean(leaf, MASK), leaf).sum(1), [1 / 3] * 3)
 
 
+# --- GRPO's loss, and what came after it -------------------------------------------------------
+
+RATIOS = tensor([[1.5, 0.5, 1.1, 1.0], [1.25, 1.0, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0]])
+GOOD_BAD_GOOD = tensor([[2.0], [-1.0], [1.0]])
+
+
+def of_group(loss, *more: float) -> tuple[Tensor, Tensor]:
+    """A loss, and its gradient by the log-probs, on three answers whose padding is NaN."""
+    logp = poison(RATIOS.clamp(min=0.1).log()).requires_grad_()
+    value = loss(logp, poison(torch.zeros(3, 4)), poison(GOOD_BAD_GOOD.expand(3, 4)), MASK, *more)
+    slope = gradient(value, logp)
+    assert torch.equal(slope[MASK == 0], torch.zeros(5))
+    return value, slope
+
+
+def test_grpo_and_dapo_by_hand() -> None:
+    # -ratio * advantage, and no gradient where a good token is above the range already.
+    each = tensor([[-2.4, -1.0, -2.2, -2.0], [1.25, 1.0, 0.0, 0.0], [-0.5, 0.0, 0.0, 0.0]])
+    slopes = tensor([[0.0, -1.0, -2.2, -2.0], [1.25, 1.0, 0.0, 0.0], [-0.5, 0.0, 0.0, 0.0]])
+    value, slope = of_group(losses.grpo_loss, 0.2)
+    close(value, (-7.6 / 4 + 2.25 / 2 - 0.5) / 3)
+    close(slope, slopes / MASK.sum(1, keepdim=True) / 3)
+    value, slope = of_group(losses.dapo_loss, 0.2, 0.28)
+    close(value, (-7.6 - 2 * 0.08 + 2.25 - 0.5) / 7)
+    close(slope, slopes / 7)
+    # More room upwards: the token at 1.5 is free again.
+    close(of_group(losses.dapo_loss, 0.2, 0.6)[1][0, 0], -3.0 / 7)
+    close(of_group(losses.dapo_loss, 0.2, 0.2)[0], each.sum() / 7)
+
+
+def test_dr_grpo_weighs_tokens_the_same_in_every_batch() -> None:
+    value, slope = of_group(losses.dr_grpo_loss, 0.2, 10)
+    close(value, (-7.6 + 2.25 - 0.5) / 3 / 10)
+    close(slope[1, :2], tensor([1.25, 1.0]) / 30)
+    assert slope[MASK == 0].abs().max() == 0
+
+
+def test_gspo_clips_whole_answers() -> None:
+    first = (1.5 * 0.5 * 1.1) ** 0.25
+    second = 1.25**0.5
+    value, slope = of_group(losses.gspo_loss, 0.2)
+    close(value, (-2 * first + second - 0.5) / 3)
+    # All tokens of an answer share one slope: its ratio by its length.
+    close(slope[0], [-2 * first / 4 / 3] * 4)
+    close(slope[1, :2], [second / 2 / 3] * 2)
+    # In a narrow range the good answer, likelier already, is left alone; so is no bad one.
+    value, slope = of_group(losses.gspo_loss, 3e-4, 4e-4)
+    close(slope[0, 0], -2 * first / 4 / 3)
+    close(slope[1, 0], second / 2 / 3)
+
+
+def test_cispo_keeps_a_gradient_where_the_clip_takes_it() -> None:
+    _, slope = of_group(losses.cispo_loss, 0.2)
+    close(slope[0], tensor([-2 * 1.2, -2 * 0.5, -2 * 1.1, -2 * 1.0]) / 7)
+    close(slope[1, :2], tensor([1.2, 1.0]) / 7)
+    assert of_group(losses.grpo_loss, 0.2)[1][0, 0] == 0
+
+
+def test_on_fresh_samples_the_variants_differ_in_weights_alone() -> None:
+    logp, advantages = normal(3, 4).requires_grad_(), normal(3, 1).expand(3, 4)
+    rows = (logp, logp, advantages, MASK)
+    weights = {
+        losses.grpo_loss: 1 / MASK.sum(1, keepdim=True) / 3,
+        losses.gspo_loss: 1 / MASK.sum(1, keepdim=True) / 3,
+        losses.dapo_loss: torch.full((3, 1), 1 / 7),
+        losses.cispo_loss: torch.full((3, 1), 1 / 7),
+        losses.dr_grpo_loss: torch.full((3, 1), 1 / 3 / 48),
+    }
+    for loss, weight in weights.items():
+        close(gradient(loss(*rows), logp), -advantages * weight * MASK)
+    close(losses.dapo_loss(*rows), losses.policy_loss(*rows)[0])
+
+
+def test_overlong_penalty_by_hand() -> None:
+    lengths = tensor([10, 40, 42, 44, 48])
+    close(losses.overlong_penalty(lengths, 48, 8), [0.0, 0.0, -0.25, -0.5, -1.0])
+    with pytest.raises(ValueError, match="buffer must be from 1 to 48"):
+        losses.overlong_penalty(lengths, 48, 0)
+
+
+def test_truncated_weights() -> None:
+    trainer = poison(RATIOS.clamp(min=0.1).log())
+    weights = losses.truncated_weights(trainer, poison(torch.zeros(3, 4)), MASK, cap=1.2)
+    close(weights, [[1.2, 0.5, 1.1, 1.0], [1.2, 1.0, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0]])
+
+
+def test_weights_make_a_sampler_unbiased_and_the_cap_undoes_some_of_it() -> None:
+    """The expected gradient of REINFORCE from a sampler that is not quite the policy."""
+    logits, rewards = normal(5).double(), normal(5, seed=1).double()
+    sampler, policy = (logits + 0.7 * normal(5, seed=2)).softmax(0), logits.softmax(0)
+    exact = policy * (rewards - policy @ rewards)
+    slopes = torch.eye(5).double() - policy
+
+    def expected(cap: float | None) -> Tensor:
+        rows = policy.log()[:, None], sampler.log()[:, None], torch.ones(5, 1)
+        weights = 1.0 if cap is None else losses.truncated_weights(*rows, cap)[:, 0]
+        return ((sampler * weights * rewards)[:, None] * slopes).sum(0)
+
+    close(expected(cap=100.0), exact, 1e-12)
+    off = [(expected(cap) - exact).norm() for cap in (100.0, 1.2, None)]
+    assert off[0] < off[1] < off[2]
+
+
+def test_pass_at_k_counts_all_sets_of_k() -> None:
+    solved = tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+    for k in range(1, 6):
+        chosen = list(itertools.combinations(range(5), k))
+        hits = [solved[:, list(rows)].any(1).float() for rows in chosen]
+        close(losses.pass_at_k(solved, k), torch.stack(hits).mean(0))
+    close(losses.pass_at_k(solved, 1), [0.4, 0.0, 1.0])
+    close(losses.pass_at_k(solved, 2), [1 - 3 / 10, 0.0, 1.0])
+
+
+def test_pass_at_k_is_unbiased() -> None:
+    """Over all outcomes of six answers, each right with probability 0.3."""
+    outcomes = tensor(list(itertools.product([0.0, 1.0], repeat=6))).double()
+    chance = (0.3 * outcomes + 0.7 * (1 - outcomes)).prod(1)
+    for k in (1, 3, 6):
+        close(chance @ losses.pass_at_k(outcomes, k), 1 - 0.7**k, 1e-12)
+        naive = 1 - (1 - outcomes.mean(1)) ** k
+        assert k == 1 or chance @ naive < 1 - 0.7**k - 0.01
+
+
+def test_reverse_kl() -> None:
+    student, teacher = tensor([[[0.5, 0.5]]]).log(), tensor([[[0.9, 0.1]]]).log()
+    want = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    close(losses.reverse_kl(student + 3, teacher), [[want]])
+    close(losses.reverse_kl(teacher, teacher), [[0.0]])
+    a, b = normal(2, 3, 4).requires_grad_(), normal(2, 3, 4, seed=1).requires_grad_()
+    slopes = torch.autograd.grad(losses.reverse_kl(a, b).sum(), (a, b), allow_unused=True)
+    assert slopes[1] is None
+    p = a.detach().softmax(-1)
+    gap = a.detach().log_softmax(-1) - b.detach().log_softmax(-1)
+    close(slopes[0], p * (gap - (p * gap).sum(-1, keepdim=True)))
+
+
 @pytest.mark.parametrize("gamma", [0.0, 27.8])
 def test_ppo_ptx_in_one_backward_adds_gamma_times_the_gradient(gamma: float) -> None:
     logits = normal(3, 5, 6).requires_grad_()
@@ -1050,6 +1186,18 @@ ROW, BATCH, WRONG = torch.zeros(2), torch.zeros(2, 3), torch.zeros(2, 1)
         lambda: losses.answer_mean(BATCH, WRONG),
         lambda: losses.answer_mean(BATCH, BATCH),
         lambda: losses.answer_mean(BATCH[:0], BATCH[:0]),
+        lambda: losses.grpo_loss(BATCH, BATCH, WRONG, BATCH + 1),
+        lambda: losses.grpo_loss(BATCH, BATCH, BATCH, BATCH + 1, 0.0),
+        lambda: losses.grpo_loss(BATCH, BATCH, BATCH, BATCH + 1, 0.2, 0.0),
+        lambda: losses.dapo_loss(BATCH, WRONG, BATCH, BATCH + 1),
+        lambda: losses.dr_grpo_loss(BATCH, BATCH, BATCH, BATCH + 1, length=0),
+        lambda: losses.gspo_loss(BATCH, BATCH, BATCH, BATCH),
+        lambda: losses.cispo_loss(BATCH, BATCH, BATCH, BATCH + 1, 0.0),
+        lambda: losses.truncated_weights(BATCH, WRONG, BATCH + 1),
+        lambda: losses.truncated_weights(BATCH, BATCH, BATCH + 1, 0.0),
+        lambda: losses.pass_at_k(ROW, 1),
+        lambda: losses.pass_at_k(BATCH, 4),
+        lambda: losses.reverse_kl(BATCH[None], BATCH),
         lambda: losses.kto_loss(ROW, ROW, WRONG, 0.0, 0.1),
         lambda: losses.kto_loss(ROW, ROW, ROW, BATCH[0], 0.1),
         lambda: losses.kto_loss(ROW, ROW, ROW, 0.0, 0.0),

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import symtable
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -22,7 +21,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from rlhf_edu.course import copies
 from rlhf_edu.course import editions as tools
+from rlhf_edu.course.examine import names
+from rlhf_edu.course.exercises import exercises
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -64,7 +66,7 @@ def test_file_is_as_the_execute_command_writes_it(path: Path) -> None:
     notebook = tools.read(path)
     nbformat.validate(notebook)
     text = path.read_text(encoding="utf-8")
-    tools.normalise(notebook)
+    tools.tidy(notebook)
     assert nbformat.writes(notebook, version=4).rstrip("\n") + "\n" == text
     assert len(text.encode()) < BYTES
     assert "widgets" not in notebook.metadata
@@ -125,7 +127,8 @@ def test_has_the_parts_of_a_chapter(path: Path) -> None:
     assert opening.startswith(f"# {number} · ")
     for part in ("**Objectives**", "**Prerequisites**", "minutes", "**You will have made**"):
         assert part in opening, part
-    assert "start(" in code(notebook)[0].source
+    first = next(cell for cell in code(notebook) if "install" not in tags(cell))
+    assert "start(" in first.source
     text = words(notebook)
     for part in ("## Recap", "## Three questions", "## References", "## Where next"):
         assert part in text, part
@@ -211,20 +214,6 @@ def test_solution_passes_its_check(path: Path, cell_id: str) -> None:
 # --- what a student without the solutions has --------------------------------------------------
 
 
-def names(source: str) -> tuple[set[str], set[str]]:
-    """The globals that a cell binds, and those that it uses, inside its functions too."""
-    top = symtable.symtable(source, "cell", "exec")
-    symbols = top.get_symbols()
-    bound = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
-    used, tables = set(), [top]
-    for table in tables:  # grows while we go through it: every function, class and comprehension
-        tables += table.get_children()
-        for symbol in table.get_symbols():
-            if symbol.is_referenced() and (symbol.is_global() or table is top):
-                used.add(symbol.get_name())
-    return bound, used
-
-
 @each
 def test_no_cell_needs_what_only_a_solution_has(path: Path) -> None:
     seen, in_solutions = set(dir(builtins)), set()
@@ -299,8 +288,30 @@ slow = pytest.mark.skipif("RLHF_EDU_SLOW" not in os.environ, reason="minutes: RL
 
 @slow
 @each
-def test_handout_runs_to_its_end(path: Path) -> None:
-    tools.run(tools.handout(tools.read(path)), path)
+@pytest.mark.parametrize("solved", [False, True])
+def test_a_students_copy_runs_to_its_end(path: Path, solved: bool) -> None:
+    copy = copies.student_edition(tools.read(path), path.name[:2])
+    if solved:
+        solutions = {e.stub: e.solution for e in exercises(path.name[:2])}
+        for cell in copy.cells:
+            cell.source += "\n\n" + solutions.get(cell.source, "")
+    tools.run_notebook(copy, path)
+
+
+OWN = [path for path in NOTEBOOKS if "mine_or_ours(" in path.read_text(encoding="utf-8")]
+
+
+@slow
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
+def test_what_a_student_has_solved_is_what_trains(path: Path) -> None:
+    """With every solution under the student's name nothing of ours is used, and all still holds."""
+    notebook = tools.read(path)
+    for cell in code(notebook):
+        if "solution" in tags(cell):
+            cell.source = re.sub(r"\b(\w+)_solution\b", r"my_\1", cell.source)
+    tools.run_notebook(notebook, path)
+    said = "".join(o.get("text", "") for cell in code(notebook) for o in cell.outputs)
+    assert ": yours" in said and "not solved yet" not in said
 
 
 def test_settings_of_jupyterlab_exist() -> None:
@@ -364,11 +375,12 @@ def test_execute_says_which_notebooks_there_are(small: Path) -> None:
         tools.execute(["77"])
 
 
-def test_handouts_have_no_solutions_and_no_outputs(small: Path) -> None:
+def test_handouts_have_no_solutions_and_no_outputs(small: Path, monkeypatch) -> None:
+    monkeypatch.setattr(copies, "checkout", lambda: small.parents[1])
     notebook = tools.read(small)
     notebook.cells[1].outputs = [new_output("stream", text="seen")]
     tools.write(small, notebook)
-    tools.handouts()
+    copies.handouts()
     made = (small.parents[1] / "build" / "handouts" / small.name).read_text(encoding="utf-8")
     assert "A title" in made and "the solution" not in made and "seen" not in made
 

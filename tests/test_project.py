@@ -212,9 +212,10 @@ def make(folder: Path, *arguments: str) -> str:
 
 @needs_make
 def test_make_lab_opens_the_first_chapter_and_takes_options() -> None:
-    command = make(ROOT, "-n", "lab", "ARGS=--port 8890").splitlines()[-1]
-    assert "jupyter lab notebooks " in command and command.endswith(" --port 8890")
-    assert "default_url=/lab/tree/00_start_here.ipynb" in command
+    *_, copies, command = make(ROOT, "-n", "lab", "ARGS=--port 8890").splitlines()
+    assert copies.endswith("python -m rlhf_edu notebooks copies")
+    assert "jupyter lab --" in command and command.endswith(" --port 8890")
+    assert "default_url=/lab/tree/my/00_start_here.ipynb" in command
     assert ("--allow-root" in command) == (os.getuid() == 0)  # Jupyter refuses root without
 
 

@@ -402,7 +402,10 @@ def test_names_that_stand_for_nothing_are_refused(place, capsys) -> None:
     [
         ("--rank 4", "--rank changes nothing without --lora; give both, or none"),
         ("--lora --rank 0", "--rank must be at least 1, and fit in 64 bits, not 0"),
-        ("--micro-batch -1", "SFTConfig: micro_batch must be from 0 to inf, not -1"),
+        (
+            "--micro-batch -1",
+            "SFTConfig: micro_batch must be auto or a whole number from 0, not -1",
+        ),
         ("--seed 99999999999999999999", "seed must be a whole number of 64 bits, not 9"),
         ("--device 3.5", "--device '3.5' is no device; choose auto, cpu or cuda"),
         ("--lr inf", "lr must be a finite number, not inf"),
@@ -511,9 +514,15 @@ def test_help_names_defaults_and_choices(capsys) -> None:
     assert __main__.main([]) == 0
     assert all(name in capsys.readouterr().out for name in ["findings"])
     said = options.parser_of("dpo").format_help()
-    for words in ("{dpo,ipo,length-normalised,hinge", "(default: 0.0002)", "0: of all", ": 0)"):
+    for words in (
+        "{dpo,ipo,length-normalised,hinge",
+        "(default: 0.0002)",
+        "0: keep all",
+        ": auto)",
+        ": 0)",
+    ):
         assert words in " ".join(said.split()), words
-    assert set(__main__.STAGES) == set(chat.FOLDERS)
+    assert set(__main__.CHAT_STAGES) == set(chat.FOLDERS)
     with pytest.raises(SystemExit):
         __main__.main(["ladder", "--nonsense"])
 

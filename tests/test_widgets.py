@@ -9,13 +9,23 @@ import tiny_models
 import torch
 from transformers import PreTrainedModel
 
-from rlhf_edu.course import notebook
+from rlhf_edu.course import labelling, notebook
+from rlhf_edu.course.checks import Check
 from rlhf_edu.course.cost import CostCalculator
 from rlhf_edu.course.labelling import LabelForm
 from rlhf_edu.course.microscope import QUANTITIES, Microscope
-from rlhf_edu.course.notebook import Course, Live, LiveCurve, Progress, progress, show, start
+from rlhf_edu.course.notebook import (
+    Course,
+    Live,
+    LiveCurve,
+    Progress,
+    mine_or_ours,
+    progress,
+    show,
+    start,
+)
 from rlhf_edu.course.talk import TalkToEveryStage
-from rlhf_edu.data import Prompt, Ranking
+from rlhf_edu.data import Prompt, Ranking, read_rankings, to_json, to_ranking
 from rlhf_edu.models import save_model, scalar_model_from
 
 TOKENIZER = tiny_models.tokenizer()
@@ -61,10 +71,19 @@ def test_start_says_where_we_are_and_seeds(capsys) -> None:
     assert len(course.prompts(5)) == 5
 
 
-@pytest.mark.parametrize("arguments", [{"tier": "huge"}, {"tier": "local"}])
-def test_start_explains_what_is_wrong(arguments: dict) -> None:
+@pytest.mark.parametrize("arguments", [{"tier": "huge"}, {"tier": "local"}, {"tier": "hub"}])
+def test_start_explains_what_is_wrong(arguments: dict, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="tier"):
         start(**arguments)
+
+
+def test_the_hub_and_a_folder_of_ones_own_use_the_gpu(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert repr(start(tier="hub")) == "tier hub, seed 0, cuda, online"
+    assert start(tier="local", models=tmp_path).device.type == "cuda"
+    assert start().device.type == "cpu"
 
 
 def test_start_hides_the_error_of_a_widget_without_kernel(shown: list, monkeypatch) -> None:
@@ -113,6 +132,25 @@ def test_png_has_the_same_bytes_every_time() -> None:
     axes.plot([1, 2])
     assert notebook.png(figure) == notebook.png(figure)
     plt.close(figure)
+
+
+# --- what the student writes -------------------------------------------------------------------
+
+
+def test_a_student_s_function_is_used_once_it_is_right(capsys) -> None:
+    def my_double(x):
+        return x + x
+
+    def my_stub(x):
+        return ...
+
+    check = Check(lambda x: 2 * x, [{"x": torch.tensor([1.0])}], {}, "right")
+    assert mine_or_ours(my_double, check) is my_double
+    assert mine_or_ours(my_stub, check) is check.right
+    assert mine_or_ours(lambda x: x / 0, check) is check.right
+    yours, *others = capsys.readouterr().out.splitlines()
+    assert yours == "my_double: yours is used"
+    assert others[0] == "my_stub: not solved yet, so rlhf_edu's own is used" and len(others) == 2
 
 
 # --- bars and curves ---------------------------------------------------------------------------
@@ -329,6 +367,90 @@ def test_label_form_goes_back_and_forgets() -> None:
     form.cards[0].rank.value = 1
     form.submit.click()
     assert form.rankings[0].ranks == (1, 1, 4, 3)
+
+
+def test_skipped_prompts_come_back_once_and_the_end_can_be_undone() -> None:
+    form = LabelForm(sheet())
+    form.skip.click()
+    form.digits.value = "12"
+    assert form.place == 2
+    form.digits.value = "123"
+    assert form.place == 0  # the one that was skipped
+    form.skip.click()
+    assert "2 of 3" in form.page.value and form.form.layout.display == "none"
+    form.undo.click()
+    assert form.place == 0 and form.form.layout.display is None
+    form.digits.value = "1234"
+    assert "3 of 3" in form.page.value and not form.undo.disabled
+    for _ in range(5):
+        form.undo.click()
+    assert form.labels == {} and form.undo.disabled
+
+
+def test_a_restart_loses_no_label(tmp_path) -> None:
+    file = tmp_path / "labels.jsonl"
+    form = LabelForm(sheet(), "Anna", file)
+    assert not file.exists()
+    form.cards[0].rating.value, form.note.value = 6, "good"
+    form.digits.value = "2143"
+    assert form.message.value == "1 of 3 ranked, kept in labels.jsonl"
+    other = LabelForm(sheet(), "Ben", file)
+    assert other.labels == {}
+    other.digits.value = "1111"
+
+    again = LabelForm(sheet(), "Anna", file)
+    assert again.place == 1 and again.rankings == form.rankings and again.labels == form.labels
+    again.digits.value = "21"
+    assert [(row["labeler"], row["ranks"]) for row in labelling.load(file)] == [
+        ("Ben", [1, 1, 1, 1]),
+        ("Anna", [2, 1, 4, 3]),
+        ("Anna", [2, 1]),
+    ]
+    for _ in range(2):
+        again.undo.click()
+    assert [r.labeler for r in read_rankings(file)] == ["Ben"]
+    other.undo.click()
+    assert not file.exists()
+
+
+def test_a_label_that_cannot_be_kept_is_said(tmp_path) -> None:
+    form = LabelForm(sheet(), file=tmp_path / "labels.jsonl")
+    form.file.write_text("{}\n", encoding="utf-8")
+    form.digits.value = "2143"
+    assert "not kept: " in form.message.value and "line 1" in form.message.value
+    assert form.file.read_text(encoding="utf-8") == "{}\n" and len(form.rankings) == 1
+    with pytest.raises(ValueError, match="labels.jsonl, line 1"):
+        LabelForm(sheet(), file=form.file)
+
+
+def test_labels_of_a_class_are_merged_under_their_names(tmp_path) -> None:
+    said = {"anna.jsonl": "1234", "ben/labels.jsonl": "2134", "cleo.jsonl": "4321"}
+    for name, ranks in said.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        form = LabelForm(sheet(), file=tmp_path / name)
+        for card in form.cards:
+            card.rating.value = 2
+        form.note.value = "hm" if name == "cleo.jsonl" else ""
+        form.digits.value = ranks
+    rows = labelling.merge([tmp_path / name for name in [*said, "anna.jsonl"]])
+    assert [row["labeler"] for row in rows] == ["anna", "ben", "cleo"]
+    rankings = [to_ranking(row) for row in rows]
+    # Of six pairs anna and ben order five alike; cleo none as anna does, one as ben does.
+    assert labelling.agreement(rankings) == pytest.approx([5 / 6, 0, 1 / 6])
+    text = labelling.report(rows)
+    assert text.startswith("3 labels by 3: anna, ben, cleo\nTwo people agree on 33% of pairs.")
+    assert "3 labels with all ratings, 3 call every answer bad" in text
+    assert text.endswith("cleo on 'What <of> 4?': hm")
+    assert "ceiling of 91%" in labelling.report(rows[:2])
+    assert "no agreement" in labelling.report(rows[:1])
+
+
+@pytest.mark.parametrize("ratings", ["7", [1], [None, 8, 1, 1], [1.5, 1, 1, 1]])
+def test_labels_with_wrong_ratings_are_named(tmp_path, ratings) -> None:
+    row = to_json(sheet()[0]) | {"ratings": ratings}
+    labelling.save(tmp_path / "x.jsonl", [row])
+    with pytest.raises(ValueError, match="x.jsonl, label 1: give 4 ratings, 1 to 7 or null"):
+        labelling.load(tmp_path / "x.jsonl")
 
 
 def test_label_form_leaves_a_picture_where_no_kernel_runs() -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rlhf_edu import data_folder
 from rlhf_edu.bench.job import Job
-from rlhf_edu.bench.plan import WORKER, Plan, run_ours
+from rlhf_edu.bench.plan import Plan, run_ours
 from rlhf_edu.bench.speed import range_text, spread
 from rlhf_edu.experiments.grid import Cells, each_seed, run_grid
 from rlhf_edu.experiments.plots import BLUE, GREY, ORANGE, style
@@ -54,7 +54,7 @@ def growth(plan: Plan, folder: Path | None = None) -> str:
 def measure(plan: Plan, kind: str, setting: Any) -> dict[str, Any]:
     """Seconds of a step (of a CPU, or of a GPU) and the peak of memory: medians and ranges."""
     given = {"device": plan.device, "warmup": plan.warmup, "steps": plan.steps, kind: setting}
-    runs = run_ours(plan, WORKER, replace(AXES[kind][0], **given))
+    runs = run_ours(plan, replace(AXES[kind][0], **given))
     seconds = "cpu_seconds" if plan.device == "cpu" else "seconds"
     return {
         "seconds": spread([run[seconds] for run in runs]),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rlhf_edu.bench.job import Job
-from rlhf_edu.experiments.grid import versions
+from rlhf_edu.engine.devices import versions
 
 MB = 1e6
 
@@ -21,15 +21,17 @@ class Clock:
     """Notes when each step ends, what it did, and how long its phases took.
 
     Attributes:
-        units: what was learned from, for each step: tokens, comparisons or episodes.
-        tokens: real tokens of each step: read, or in a rollout written.
-        flops: of the matrix products that a step cannot do without.
+        parts: notes that make a step, where a side reads its batch in parts.
+        units: what was learned from, in each note: tokens, comparisons or episodes.
+        tokens: real tokens, as often: read, or in a rollout written.
+        flops: of the matrix products that they cannot do without.
         before: seconds (wall, CPU) of work before the first step that belongs to all steps.
     """
 
     def __init__(self, job: Job, every: int = 1) -> None:
         """Measure a job; `every`: optimiser steps that make a step."""
         self.job, self.every, self.calls = job, every, 0
+        self.parts = 1
         self.marks: list[tuple[float, float]] = []
         self.phases: dict[str, float] = defaultdict(float)
         self.units: list[int] = []
@@ -46,10 +48,14 @@ class Clock:
         return time.perf_counter(), time.process_time()
 
     def note(self, units: int, tokens: int, flops: float = 0.0) -> None:
-        """What a step learns from."""
+        """What a step, or a part of one, learns from."""
         self.units.append(units)
         self.tokens.append(tokens)
         self.flops.append(flops)
+
+    def begin(self) -> None:
+        """Models and data are made; what they took is not the peak."""
+        forget_peak(self.job)
 
     def mark(self, *_: Any) -> None:
         """An optimiser step has ended; the phase goes on."""
@@ -87,7 +93,8 @@ class Clock:
 
     def result(self) -> dict[str, Any]:
         """Seconds and rates of a timed step, means over all of them; shares of its phases."""
-        job, timed = self.job, slice(self.job.warmup, self.job.total)
+        job = self.job
+        timed = slice(job.warmup * self.parts, job.total * self.parts)
         first, last = self.marks[job.warmup - 1], self.marks[job.total - 1]
         wall, cpu = (
             (end - start) / job.steps + before / job.total
@@ -140,14 +147,16 @@ def peak_above(before: float, job: Job) -> float:
 # --- the machine ---------------------------------------------------------------------------------
 
 
-def machine_rates(job: Job, width: int, seconds: float = 1.0) -> dict[str, float]:
+def machine_rates(job: Job, seconds: float = 1.0) -> dict[str, float]:
     """The best rates of this machine: `gflops` of matrix products, `gbytes` read from memory.
 
-    The products are those of a model of this width, each rate the best within so many seconds.
+    The products are those of the job's model, each rate the best within so many seconds.
     """
-    left = torch.randn(2048, width, device=job.device)
-    right = torch.randn(width, 4 * width, device=job.device)
-    numbers = torch.randn(32_000_000, device=job.device)
+    like = {"device": job.device, "dtype": job.dtype}
+    larger = 16 if job.device == "cuda" else 1  # or it would be the time to start them
+    left = torch.randn(2048 * larger, job.width, **like)
+    right = torch.randn(job.width, 4 * job.width, **like)
+    numbers = torch.randn(32_000_000 * larger, device=job.device)
     flops = 2 * left.numel() * right.shape[1]
     return {
         "gflops": flops / _least_seconds(lambda: left @ right, job, seconds) / 1e9,

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Tr
 from rlhf_edu import sft
 from rlhf_edu.bench.job import (
     LR,
+    RANK,
     Job,
     load_pairs,
     load_prompts,
@@ -27,7 +28,8 @@ from rlhf_edu.engine.training import number_of_batches
 from rlhf_edu.experiments.exam import ordered_pairs
 from rlhf_edu.tokens import PROMPT_TEMPLATE, encode_prompt
 
-KINDS = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "rloo": "RLOO"}
+HELD = 16
+KINDS = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "rloo": "RLOO", "grpo": "GRPO"}
 
 
 def load_everything(stage: str) -> None:
@@ -58,14 +60,20 @@ def _folder() -> str:
 
 
 def _arguments(job: Job, batch: int) -> dict[str, Any]:
-    """What all of TRL's trainers are told; all else stays as TRL has it."""
+    """What all of TRL's trainers are told; all else stays as TRL has it.
+
+    At a real model's size gradients are accumulated, over as many rows as one card holds without
+    computing activations again, which would be slower.
+    """
+    held = min(HELD, batch) if job.prompt else batch
     return {
         "output_dir": _folder(),
-        "per_device_train_batch_size": batch,
+        "per_device_train_batch_size": held,
+        "gradient_accumulation_steps": batch // held,
         "max_steps": job.total,
         "learning_rate": LR,
         "lr_scheduler_type": "constant",
-        "bf16": job.bf16,
+        "bf16": job.bf16 or job.dtype == torch.bfloat16,
         "gradient_checkpointing": False,
         "use_cpu": job.device == "cpu",
         "report_to": [],
@@ -79,9 +87,25 @@ def _arguments(job: Job, batch: int) -> dict[str, Any]:
 def classifier(body: PreTrainedModel) -> PreTrainedModel:
     """A reward model or critic as TRL wants it: a model's backbone with one new output."""
     config = type(body.config)(**body.config.to_dict() | {"num_labels": 1})
-    model = AutoModelForSequenceClassification.from_config(config, dtype=body.dtype)
+    with body.device:
+        model = AutoModelForSequenceClassification.from_config(config, dtype=body.dtype)
     model.base_model.load_state_dict(body.base_model.state_dict())
-    return model.eval().to(body.device)
+    return model.eval()
+
+
+def _adapter(job: Job, task: str = "CAUSAL_LM") -> dict[str, Any]:
+    """TRL's settings for our adapter: on every linear layer of the backbone."""
+    if job.way != "LoRA":
+        return {}
+    from peft import LoraConfig
+
+    options = {"lora_alpha": 2 * RANK, "target_modules": "all-linear"}
+    return {"peft_config": LoraConfig(task_type=task, r=RANK, **options)}
+
+
+def _reference(job: Job) -> PreTrainedModel | None:
+    """The policy once more; with LoRA it is what is left when the adapter is turned off."""
+    return None if job.way == "LoRA" else make_policy(job)
 
 
 def answer_tokens(answers: torch.Tensor, eos: int) -> int:
@@ -104,7 +128,7 @@ def _trainer(
     return getattr(trl, f"{kind}Trainer")(
         args=getattr(trl, f"{kind}Config")(**arguments),
         train_dataset=Dataset.from_list(list(rows)),
-        processing_class=tokenizer(),
+        processing_class=tokenizer(job),
         callbacks=[_OnStep(clock)],
         **more,
     )
@@ -119,19 +143,21 @@ def _train(trainer: Any, clock: Clock, units: Callable[[Sequence[Any], Any], int
         clock.note(units(examples, batch), int(batch["attention_mask"].sum()))
         return batch
 
-    trainer.data_collator = count
+    trainer.data_collator, clock.parts = count, trainer.args.gradient_accumulation_steps
+    clock.begin()
     trainer.train()
 
 
 def run_sft(job: Job, clock: Clock) -> None:
     """SFTTrainer on the same tokens, with the loss on the answers alone."""
     records, _ = load_pairs(job)
+    pairs = sft.encode_demonstrations(tokenizer(job), records, max(64, job.tokens))
     rows = [
         {"input_ids": prompt + answer, "completion_mask": [0] * len(prompt) + [1] * len(answer)}
-        for prompt, answer in sft.encode_demonstrations(tokenizer(), records, max_answer_tokens=64)
+        for prompt, answer in pairs
     ]
     arguments = _arguments(job, job.batch) | {"completion_only_loss": True}
-    trainer = _trainer(job, clock, arguments, rows, model=make_policy(job))
+    trainer = _trainer(job, clock, arguments, rows, model=make_policy(job), **_adapter(job))
     _train(trainer, clock, lambda examples, batch: int(batch["attention_mask"].sum()))
 
 
@@ -142,7 +168,7 @@ def _pair_arguments(job: Job, pairs: Sequence[Any], rankings: Sequence[Ranking])
 
 def run_reward(job: Job, clock: Clock) -> None:
     """RewardTrainer on the same rankings, as pairs, and on as many of them a step."""
-    (rankings, _), words = load_rankings(job), tokenizer()
+    (rankings, _), words = load_rankings(job), tokenizer(job)
     groups = [make_group(words, ranking) for ranking in rankings]
     rows = [
         {"chosen_ids": g.prompt + g.answers[i], "rejected_ids": g.prompt + g.answers[j]}
@@ -150,26 +176,28 @@ def run_reward(job: Job, clock: Clock) -> None:
         for i, j in g.pairs
     ]
     arguments = _pair_arguments(job, rows, rankings)
-    trainer = _trainer(job, clock, arguments, rows, model=classifier(make_policy(job)))
+    model, adapter = classifier(make_policy(job)), _adapter(job, "SEQ_CLS")
+    trainer = _trainer(job, clock, arguments, rows, model=model, **adapter)
     _train(trainer, clock, lambda examples, batch: len(examples))
 
 
-def _prompt_texts(prompts: Sequence[Prompt]) -> list[str]:
-    start = tokenizer().bos_token
+def _prompt_texts(job: Job, prompts: Sequence[Prompt]) -> list[str]:
+    start = tokenizer(job).bos_token
     return [start + PROMPT_TEMPLATE.format(prompt=prompt.text) for prompt in prompts]
 
 
 def run_dpo(job: Job, clock: Clock) -> None:
     """DPOTrainer on the same rankings, as pairs, and on as many of them a step."""
     rankings, _ = load_rankings(job)
-    asked = _prompt_texts([ranking.prompt for ranking in rankings])
+    asked = _prompt_texts(job, [ranking.prompt for ranking in rankings])
     rows = [
         {"prompt": text, "chosen": r.answers[i], "rejected": r.answers[j]}
         for text, r in zip(asked, rankings, strict=True)
         for i, j in ordered_pairs(r.ranks)
     ]
-    models = {"model": make_policy(job), "ref_model": make_policy(job)}
-    trainer = _trainer(job, clock, _pair_arguments(job, rows, rankings), rows, **models)
+    arguments = _pair_arguments(job, rows, rankings)
+    models = {"model": make_policy(job), "ref_model": _reference(job)}
+    trainer = _trainer(job, clock, arguments, rows, **models, **_adapter(job))
     _train(trainer, clock, lambda examples, batch: len(examples))
 
 
@@ -180,7 +208,7 @@ def run_ppo(job: Job, clock: Clock) -> None:
     """PPOTrainer of `trl==1.12.0`, the last release that had one."""
     from trl.experimental.ppo import ppo_trainer
 
-    models = {"model": make_policy(job), "ref_model": make_policy(job)}
+    models = {"model": make_policy(job), "ref_model": _reference(job), **_adapter(job)}
     models |= {name: classifier(make_policy(job)) for name in ("reward_model", "value_model")}
     trainer = make_ppo_trainer(job, load_prompts(job), models, _OnStep(clock))
     generate = clock.timed("rollout", ppo_trainer.batch_generation)
@@ -199,21 +227,26 @@ def run_ppo(job: Job, clock: Clock) -> None:
     trainer.accelerator.accumulate = learning
     # TRL's function, in a process that ends with this training.
     ppo_trainer.batch_generation = counted
+    clock.begin()
     trainer.train()
 
 
 def make_ppo_trainer(
     job: Job,
     prompts: Sequence[Prompt],
-    models: dict[str, PreTrainedModel],
+    models: dict[str, Any],
     callback: TrainerCallback,
     **more: Any,
 ) -> Any:
-    """TRL's, told what our PPO is told; `more` settings of its own come last."""
+    """TRL's, told what our PPO is told; `more` settings of its own come last.
+
+    `models` by the names that TRL has for them, an adapter's settings among them. With LoRA its
+    critic is a whole network nonetheless.
+    """
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    words = tokenizer()
+    words = tokenizer(job)
     words.padding_side = "left"
     ids = [encode_prompt(words, prompt.text) for prompt in prompts]
     arguments = _arguments(job, job.batch) | {
@@ -235,32 +268,36 @@ def make_ppo_trainer(
     )
 
 
-def run_rloo(job: Job, clock: Clock) -> None:
-    """RLOOTrainer, TRL's way to do RL today: no critic, four answers to each prompt."""
-    trainer = _rloo_trainer(job, clock)
+def run_groups(job: Job, clock: Clock) -> None:
+    """RLOOTrainer or GRPOTrainer, TRL's RL of today: no critic, four answers to each prompt."""
+    trainer = _group_trainer(job, clock)
     clock.every = job.epochs  # each pass over a rollout is a step of the trainer
     generate = clock.timed("rollout", trainer._generate_single_turn)
 
-    def counted(*args: Any) -> Any:
-        found = generate(*args)
-        clock.note(job.batch, sum(map(len, found)))
+    def counted(*arguments: Any) -> Any:
+        found = generate(*arguments)
+        answers = found if job.stage == "rloo" else found[0]  # GRPO's come with log-probs
+        clock.note(job.batch, sum(map(len, answers)))
         return found
 
     trainer._generate_single_turn = counted
     evaluate = clock.timed("evaluation", trainer._generate_and_score_completions)
     trainer._generate_and_score_completions = evaluate
+    clock.begin()
     trainer.train()
 
 
-def _rloo_trainer(job: Job, clock: Clock) -> Any:
+def _group_trainer(job: Job, clock: Clock) -> Any:
     policy = make_policy(job)
-    policy.config._name_or_path = _folder()  # where it finds the reference
-    policy.save_pretrained(policy.config._name_or_path)
-    arguments = _arguments(job, job.batch) | {
+    if job.way != "LoRA":
+        policy.config._name_or_path = _folder()  # where it finds the reference
+        policy.save_pretrained(policy.config._name_or_path)
+    arguments = _arguments(job, job.batch)
+    arguments |= {
         "max_steps": job.total * job.epochs,
         "num_iterations": job.epochs,
         "num_generations": min(4, job.batch),
-        "steps_per_generation": 1,
+        "steps_per_generation": arguments["gradient_accumulation_steps"],
         "max_completion_length": job.tokens,
         "temperature": 1.0,
         "beta": 0.05,
@@ -269,11 +306,13 @@ def _rloo_trainer(job: Job, clock: Clock) -> Any:
         job,
         clock,
         arguments,
-        [{"prompt": text} for text in _prompt_texts(load_prompts(job))],
+        [{"prompt": text} for text in _prompt_texts(job, load_prompts(job))],
         model=policy,
         reward_funcs=classifier(make_policy(job)),
-        reward_processing_classes=tokenizer(),
+        reward_processing_classes=tokenizer(job),
+        **_adapter(job),
     )
 
 
-RUNNERS = {"sft": run_sft, "reward": run_reward, "dpo": run_dpo, "ppo": run_ppo, "rloo": run_rloo}
+RUNNERS = {"sft": run_sft, "reward": run_reward, "dpo": run_dpo, "ppo": run_ppo}
+RUNNERS |= dict.fromkeys(("rloo", "grpo"), run_groups)

@@ -1,8 +1,9 @@
 """One process of `python -m rlhf_edu bench`: one side trains one stage for a few steps.
 
-A `Job` comes in as JSON, one line of JSON goes out: how fast it was, and how much memory it took.
-Each side has a process of its own, as it may live in another environment, and as memory can only
-be measured from a fresh start. Both build the same model from the same seed and read the same data.
+A `Job` comes in as a line of JSON, one line of JSON goes out: how fast it was, and how much memory
+it took. Each side has a process of its own, as it may live in another environment, and as memory
+can only be measured from a fresh start. Both build the same model from the same seed and read the
+same data.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from rlhf_edu.bench import ours, trl
-from rlhf_edu.bench.job import SIZES, Job, make_policy
+from rlhf_edu.bench.job import Job, make_policy
 from rlhf_edu.bench.machine import MB, Clock, about, machine_rates, peak_above, resident
 from rlhf_edu.models import count_parameters
 
@@ -31,17 +32,19 @@ def run(job: Job) -> dict[str, Any]:
     }
     del model
     before, clock = resident("VmRSS"), Clock(job)
-    RUNNERS[job.side][job.stage](job, clock)
+    more = RUNNERS[job.side][job.stage](job, clock) or {}
     peak = peak_above(before, job)
     # After the peak was read.
-    rates = machine_rates(job, SIZES[job.size][0]) if job.side == "ours" else {}
-    return clock.result() | {"memory_mb": peak / MB, **rates, **start, **about(job)}
+    rates = machine_rates(job) if job.side == "ours" else {}
+    return clock.result() | {"memory_mb": peak / MB, **more, **rates, **start, **about(job)}
 
 
 def answer(run: Callable[[Job], dict[str, Any]]) -> None:
-    """The command of a process: a job from the command line, its result as the last line."""
+    """The command of a process: a job from its input, its result as the last line."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    print("\n" + json.dumps(run(Job(**json.loads(sys.argv[1])))))
+    line = sys.stdin.readline()
+    if line:  # else nobody needs this process any more
+        print("\n" + json.dumps(run(Job(**json.loads(line)))))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from rlhf_edu import lazy
 __all__, __getattr__ = lazy(
     __name__,
     {
-        "notebook": "start show progress Live LiveCurve Progress",
+        "notebook": "start show progress mine_or_ours Live LiveCurve Progress",
         "microscope": "Microscope",
+        "exercises": "hint solution",
     },
 )

@@ -1,11 +1,10 @@
-"""Notebooks as files: run and store them, and derive handouts and slides from them.
+"""Notebooks as files: run and store them, and derive slides from them.
 
     python -m rlhf_edu notebooks execute  [05 …]    run top to bottom, keep the outputs
-    python -m rlhf_edu notebooks handouts [05 …]    build/handouts: no solutions, no outputs
     python -m rlhf_edu notebooks slides   [05 …]    build/slides: one HTML page a chapter
 
-The committed notebook is the source of all three. Running it again gives the same bytes, so that
-a change in a diff is a change in the notebook.
+The committed notebook is the source of both, and of the student's edition (`copies`). Running it
+again gives the same bytes, so that a change in a diff is a change in the notebook.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ from rlhf_edu.files import write_text
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-LEFT_OUT = {"solution", "answer"}  # tags of cells that a handout does not have
+LEFT_OUT = {"solution", "answer"}  # tags of cells that a lecture does not have
 CELL_SECONDS, NOTEBOOK_SECONDS = 600, 1200
 
 
@@ -73,11 +72,11 @@ def execute(names: Sequence[str] = ()) -> None:
     """
     for path in find(names):
         start = time.perf_counter()
-        write(path, run(read(path), path))
+        write(path, run_notebook(read(path), path))
         print(f"{path.stem}: {time.perf_counter() - start:.0f} s")
 
 
-def run(notebook: NotebookNode, path: Path) -> NotebookNode:
+def run_notebook(notebook: NotebookNode, path: Path) -> NotebookNode:
     """Return the notebook with fresh outputs, normalised; errors as `execute`."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, CellExecutionError
@@ -96,10 +95,10 @@ def run(notebook: NotebookNode, path: Path) -> NotebookNode:
         raise RuntimeError(f"{path.stem}: a cell failed\n{error}") from None
     except (asyncio.TimeoutError, TimeoutError, CellControlSignal) as error:
         raise RuntimeError(f"{path.stem}: took too long ({error})") from None
-    return normalise(notebook)
+    return tidy(notebook)
 
 
-def normalise(notebook: NotebookNode) -> NotebookNode:
+def tidy(notebook: NotebookNode) -> NotebookNode:
     """Drop, in place, what differs from run to run: widget ids and state, versions, times."""
     notebook.metadata = NotebookNode(
         kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python")
@@ -128,25 +127,6 @@ def _normal_outputs(outputs: list[Any], count: int) -> list[Any]:
             output.execution_count = count
         kept.append(output)
     return kept
-
-
-# --- handouts ----------------------------------------------------------------------------------
-
-
-def handouts(names: Sequence[str] = ()) -> None:
-    """Write editions without solutions, answers and outputs to build/handouts."""
-    for path in find(names):
-        target = checkout() / "build" / "handouts" / path.name
-        write(target, handout(read(path)))
-        print(target.relative_to(checkout()).as_posix())
-
-
-def handout(notebook: NotebookNode) -> NotebookNode:
-    """Return the notebook, changed in place, as a student gets it in class."""
-    for cell in lecture(notebook).cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    return notebook
 
 
 # --- slides ------------------------------------------------------------------------------------

@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 
 from rlhf_edu.course.notebook import picture_html, png
 from rlhf_edu.course.widgets import WIDE, Panel
+from rlhf_edu.experiments.grid import Cells
 from rlhf_edu.experiments.plots import BLUE, ORANGE
-
-Cells = Mapping[str, Mapping[str, Any]]
 
 
 class Method(NamedTuple):
@@ -37,7 +36,7 @@ METHODS = {
     "best of n, small reward model": Method("small", "labelled prompts", "best_of_n"),
     "best of n, by the labelers' taste": Method("taste", "taste", "best_of_n"),
 }
-NUMBERS = {
+WORDS = {
     "gold": "gold",
     "reward": "proxy",
     "proxy": "proxy",
@@ -120,7 +119,7 @@ class WhatIf(Panel):
     def words(self) -> str:
         """The run and its numbers, in a sentence."""
         row = self._row()
-        numbers = [f"{NUMBERS[key]} {row[key]:.2f}" for key in NUMBERS if key in row]
+        numbers = [f"{WORDS[key]} {row[key]:.2f}" for key in WORDS if key in row]
         return f"{self._name()}: {', '.join(numbers)}."
 
     def view(self) -> str:
@@ -172,8 +171,8 @@ def _picture(cell: Mapping[str, Any], name: str) -> str:
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         colour = ORANGE if key == "gold" else BLUE
         axes.plot([row[x] for row in rows], [row.get(key, math.nan) for row in rows], color=colour)
-        axes.set(title=NUMBERS.get(key, key), xlabel=x)
+        axes.set(title=WORDS.get(key, key), xlabel=x)
         if x == "n":
             axes.set_xscale("log", base=2)
-    ends = ", ".join(f"{NUMBERS.get(k, k)} {rows[0][k]:.2f} to {rows[-1][k]:.2f}" for k in keys)
+    ends = ", ".join(f"{WORDS.get(k, k)} {rows[0][k]:.2f} to {rows[-1][k]:.2f}" for k in keys)
     return picture_html(png(figure), f"The stored run of {name}, from start to end: {ends}.")

@@ -17,7 +17,7 @@ import random
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,12 +33,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rlhf_edu import data_folder
+from rlhf_edu.course.checks import Check
 from rlhf_edu.data import Prompt
 from rlhf_edu.experiments.plots import style
 from rlhf_edu.experiments.shipped import Shipped
+from rlhf_edu.real.rows import hub_chosen
 
 DPI = 110
-TIERS = ("tiny", "local")
+TIERS = ("tiny", "local", "hub")
 # Without its kernel a widget of a saved notebook is an error message, in an element that has this
 # class only then. It is made invisible, and a sentence put in its place.
 GONE = """<style>
@@ -56,7 +58,7 @@ class Course(Shipped):
     """Where the models are, and the world they live in.
 
     Attributes:
-        tier: "tiny" for the shipped models, "local" for a folder of your own.
+        tier: "tiny" for the shipped models, "local" for a folder of your own, "hub" for ids.
         seed: of everything random in the notebook.
         device, models: where models are loaded to, and the folder that holds one folder per model.
     """
@@ -66,7 +68,8 @@ class Course(Shipped):
         self.tier, self.seed = tier, seed
 
     def __repr__(self) -> str:
-        return f"tier {self.tier}, seed {self.seed}, {self.device.type}, offline"
+        network = "online" if self.tier == "hub" else "offline"
+        return f"tier {self.tier}, seed {self.seed}, {self.device.type}, {network}"
 
     def prompts(self, n: int, split: str = "train", seed: int | None = None) -> list[Prompt]:
         """`n` different prompts of simulated customers; None: of the notebook's seed."""
@@ -80,18 +83,23 @@ def start(
 
     Args:
         tier: "tiny": the shipped models, on the CPU. "local": models of your own, on a GPU if
-            there is one.
+            there is one. "hub": there too, models and data by their ids, from the network.
         seed: of torch, numpy and random.
         models: for "local", the folder that holds one folder per model (base, sft, …).
         device: auto, cpu or cuda; None: what the tier says.
 
     Raises:
-        ValueError: unknown tier, or "local" without a folder.
+        ValueError: unknown tier, "local" without a folder, or "hub" without the network.
     """
     if tier not in TIERS:
         raise ValueError(f"tier must be one of {', '.join(TIERS)}, not {tier!r}")
     if tier == "local" and models is None:
         raise ValueError('tier "local" needs models=, the folder that holds your models')
+    if tier == "hub" and not hub_chosen():
+        raise ValueError(
+            'tier "hub" needs the network: before rlhf_edu is imported, set os.environ'
+            '["HF_HUB_OFFLINE"] = "0"; in a running notebook, restart the kernel first'
+        )
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.set_printoptions(precision=3, sci_mode=False, linewidth=88)
     np.set_printoptions(precision=3, suppress=True, linewidth=88)
@@ -104,9 +112,23 @@ def start(
     folder = data_folder() / "models" if models is None else Path(models)
     course = Course(tier, seed, device or ("cpu" if tier == "tiny" else "auto"), folder)
     print(course)
-    if get_ipython():  # HTML alone, which `normalise` drops: the course stores no widgets
+    if get_ipython():  # HTML alone, which `tidy` drops: the course stores no widgets
         display({"text/html": GONE}, raw=True)
     return course
+
+
+# --- what the student writes, trains ------------------------------------------------------------
+
+
+def mine_or_ours(mine: Callable[..., Any], check: Check) -> Callable[..., Any]:
+    """The student's function if it passes its check, until then the package's; a line says which.
+
+    It goes to a trainer: `train_dpo(…, loss=mine_or_ours(my_dpo_loss, check_dpo_loss))`.
+    """
+    passed = check.verdict(mine).status == "passed"
+    whose = "yours is used" if passed else "not solved yet, so rlhf_edu's own is used"
+    print(f"{mine.__name__}: {whose}")
+    return mine if passed else check.right
 
 
 # --- figures with words ------------------------------------------------------------------------

@@ -22,7 +22,7 @@ TEMPLATE_SECONDS = 1.0  # of computing; real ones take a thousandth
 TEMPLATE_LETTERS = 100_000  # of its own, beside the messages
 
 
-PLAIN = "choose --prompt-format plain, or a tokenizer with another template"
+USE_PLAIN = "choose --prompt-format plain, or a tokenizer with another template"
 
 
 # Today's date, as a template asks for it: strftime_now("%d %b %Y").
@@ -67,7 +67,7 @@ def _apply_template(
     own = len(text) - 10 * sum(len(message["content"]) for message in messages)
     if not text or own > TEMPLATE_LETTERS:
         what = f"{len(text):,} letters" if text else "nothing"
-        raise ValueError(f"the chat template writes {what} for a conversation; {PLAIN}")
+        raise ValueError(f"the chat template writes {what} for a conversation; {USE_PLAIN}")
     if "sanitize_control_tokens" in signature(tokenizer.apply_chat_template).parameters:
         # "<|im_end|>" in a message is ten letters, and ends nothing.
         options["sanitize_control_tokens"] = True
@@ -86,9 +86,9 @@ def _render(
             options |= {"chat_template": _template(tokenizer), "tokenize": False}
             return tokenizer.apply_chat_template(messages, **options)
     except TemplateError as error:
-        verb, what, advice = "refuses", str(error), "leave such rows out, or " + PLAIN
+        verb, what, advice = "refuses", str(error), "leave such rows out, or " + USE_PLAIN
     except Exception as error:  # a template can raise anything
-        verb, what, advice = "fails on", f"{type(error).__name__}: {error}", PLAIN
+        verb, what, advice = "fails on", f"{type(error).__name__}: {error}", USE_PLAIN
     roles, what = ", ".join(message["role"] for message in messages), what.partition("\n")[0]
     raise ValueError(f"the chat template {verb} a conversation of {roles}: {what}; {advice}")
 

@@ -25,8 +25,8 @@ WITHOUT_EFFECT = "checkpoint_every checkpoint_folder same_start max_kl max_const
 WITHOUT_EFFECT += ["micro_batch"]  # but for rounding
 
 # What reading a damaged folder can raise.
-BROKEN = (OSError, LookupError, TypeError, json.JSONDecodeError, UnicodeDecodeError)
-BROKEN += (AttributeError, RuntimeError, SafetensorError)
+UNREADABLE = (OSError, LookupError, TypeError, json.JSONDecodeError, UnicodeDecodeError)
+UNREADABLE += (AttributeError, RuntimeError, SafetensorError)
 CHECKSUMS = "checksums.json"
 
 
@@ -137,7 +137,7 @@ class Checkpoint:
             return []
         try:
             history = self._read(saved[-1])
-        except BROKEN as error:
+        except UNREADABLE as error:
             raise RuntimeError(
                 f"the checkpoint {saved[-1]} is broken ({type(error).__name__}: {error}); delete "
                 "it and start again: training goes on from the one before"

@@ -47,6 +47,14 @@ def require_between(config: object, low: float, high: float, *names: str) -> Non
             raise ValueError(f"{what}, not {getattr(config, name)}")
 
 
+def require_micro_batch(config: Any) -> None:
+    """Raise ValueError unless micro_batch is "auto" or a whole number from 0."""
+    size = config.micro_batch
+    if size != "auto" and not (isinstance(size, Integral) and 0 <= size < 2**63):
+        said = f"{type(config).__name__}: micro_batch must be auto or a whole number from 0"
+        raise ValueError(f"{said}, not {size!r}")
+
+
 def require_checkpoints(config: Any) -> None:
     """Raise ValueError if checkpoints are wanted and there is no folder to put them in."""
     require_between(config, 0, float("inf"), "checkpoint_every")

@@ -1,6 +1,11 @@
-"""Which device a name stands for."""
+"""Where a run happens: the device that a name stands for, and the versions of what it runs on."""
+
+import platform
+from importlib.metadata import version
 
 import torch
+
+from rlhf_edu import __version__
 
 
 def device_of(name: str) -> torch.device:
@@ -18,3 +23,9 @@ def device_of(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, UnicodeError):
         raise ValueError(f"--device {ascii(name)} is no device; choose auto, cpu or cuda") from None
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its seed."""
+    libraries = {name: version(name) for name in ("torch", "transformers", "peft")}
+    return {"rlhf_edu": __version__, **libraries, "python": platform.python_version()}

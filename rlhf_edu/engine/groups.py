@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.data import Ranking
-from rlhf_edu.engine.economy import frugal, part_size
+from rlhf_edu.engine.economy import is_wide, one_pass, part_size
+from rlhf_edu.engine.logits import in_parts, logprobs_of
 from rlhf_edu.losses import token_logprobs
 from rlhf_edu.models import counts_positions, head_output, last_hidden
 from rlhf_edu.tokens import encode_answer, encode_prompt, pad_right, parts_by_length
@@ -22,6 +23,11 @@ from rlhf_edu.tokens import encode_answer, encode_prompt, pad_right, parts_by_le
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window_size")
 # Kinds of layers that attend, and go by the mask; others carry a state along the row.
 ATTENDING = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+
+# Tokens that a GPU reads in the time that it takes to be told what to do: an operation costs its
+# launch until then. So a batch that is no longer is read an answer a row, which needs no mask, and
+# attention without one is quicker by more than a prompt that is read K times costs.
+FEW_TOKENS = 2**13
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,12 @@ def make_group(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, limit: int 
     return Group(encode_prompt(tokenizer, ranking.prompt.text), answers, tuple(ranking.ranks))
 
 
+def longest_row(groups: Sequence[Group]) -> tuple[int, int]:
+    """Tokens of the longest row, and of the answers in it."""
+    longest = max(groups, key=lambda group: len(group.tokens))
+    return len(longest.tokens), len(longest.tokens) - len(longest.prompt)
+
+
 @dataclass(frozen=True)
 class GroupRows:
     """Groups as tensors, padded on the right.
@@ -88,8 +100,13 @@ class GroupRows:
 
     def lengths(self) -> list[int]:
         """Tokens of every answer, row by row."""
-        counts = [(row[row > 0] - 1).bincount() for row in self.answer.cpu()]
-        return torch.cat(counts).tolist()
+        real, kinds = self.answer > 0, int(self.answer.max()) + 1
+        counts = (real.nonzero()[:, 0] * kinds + self.answer[real]).bincount()
+        return counts[counts > 0].tolist()
+
+    def to(self, device: torch.device) -> "GroupRows":
+        """The same rows on another device."""
+        return GroupRows(*(x.to(device) for x in (self.tokens, self.answer, self.positions)))
 
 
 def lay_out(groups: Sequence[Group], pad_id: int) -> GroupRows:
@@ -124,15 +141,18 @@ def shares_rows(model: PreTrainedModel, longest: int) -> bool:
 
 def _lay_out_for(model: PreTrainedModel, groups: Sequence[Group], pad_id: int) -> GroupRows:
     """Groups as rows that the model can read: of a group each, or of an answer each."""
-    if not shares_rows(model, max(len(group.tokens) for group in groups)):
+    alone = sum(len(group.answers) * group.longest for group in groups)
+    few = is_wide(model.device) and alone <= FEW_TOKENS
+    if few or not shares_rows(model, max(len(group.tokens) for group in groups)):
         groups = [Group(group.prompt, [ids], (1,)) for group in groups for ids in group.answers]
     return lay_out(groups, pad_id)
 
 
 def _inputs(model: PreTrainedModel, rows: GroupRows) -> list[Tensor | None]:
     """Tokens, mask and positions as the model takes them, on its device."""
-    if int(rows.answer.max()) == 1:  # padding behind one answer needs neither mask nor positions
-        return [rows.tokens.to(model.device), None, None]
+    single, rows = int(rows.answer.max()) == 1, rows.to(model.device)
+    if single:  # padding behind one answer needs neither mask nor positions
+        return [rows.tokens, None, None]
     attention, how = rows.attention(), getattr(model.config, "_attn_implementation", "sdpa")
     if how.startswith("flash"):
         raise ValueError(
@@ -141,21 +161,26 @@ def _inputs(model: PreTrainedModel, rows: GroupRows) -> list[Tensor | None]:
         )
     if how == "eager":  # adds the mask to the scores
         lowest = torch.finfo(model.dtype).min
-        attention = torch.zeros(attention.shape, dtype=model.dtype).masked_fill(~attention, lowest)
-    return [x.to(model.device) for x in (rows.tokens, attention, rows.positions)]
+        attention = torch.zeros_like(attention, dtype=model.dtype).masked_fill(~attention, lowest)
+    return [rows.tokens, attention, rows.positions]
 
 
 def _logprobs(model: PreTrainedModel, rows: GroupRows) -> Tensor:
+    """Log-probs (N,) of all tokens of all answers, row by row."""
     ids, mask, positions = _inputs(model, rows)
+    row, column = (rows.answer > 0).nonzero(as_tuple=True)
+    before, wanted = rows.before()[row, column], rows.tokens[row, column]
+    if in_parts(model):
+        places, wanted = torch.stack([row * ids.shape[1] + before, wanted]).to(model.device)
+        hidden = last_hidden(model, ids, mask, positions)
+        return logprobs_of(model, hidden.flatten(0, 1)[places], wanted)
     first = int((rows.answer == 0).sum(1).min()) - 1  # nothing is predicted from earlier columns
     options = {} if positions is None else {"position_ids": positions}
-    keep = ids.shape[1] - first
-    output = model(
-        input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep, **options
-    )
-    row, column = (rows.answer > 0).nonzero(as_tuple=True)
-    logits = output.logits[row, rows.before()[row, column] - first]
-    return token_logprobs(logits[:, None], ids[row, column][:, None]).squeeze(1)
+    options |= {"use_cache": False, "logits_to_keep": ids.shape[1] - first}
+    with one_pass(model):
+        logits = model(input_ids=ids, attention_mask=mask, **options).logits
+    logits, wanted = logits[row, before - first], wanted.to(model.device)
+    return token_logprobs(logits[:, None], wanted[:, None]).squeeze(1)
 
 
 def answer_logprobs(
@@ -176,8 +201,7 @@ def answer_scores(model: PreTrainedModel, groups: Sequence[Group], pad_id: int) 
     def compute(part: Sequence[Group]) -> list[Tensor]:
         rows = _lay_out_for(model, part, pad_id)
         hidden = last_hidden(model, *_inputs(model, rows))
-        lengths = rows.lengths()
-        last = torch.tensor(lengths).cumsum(0) - 1
+        last = torch.tensor(rows.lengths()).cumsum(0) - 1
         row, column = (x[last] for x in (rows.answer > 0).nonzero(as_tuple=True))
         found = head_output(model, hidden[row, column])
         return list(found.split([len(group.answers) for group in part]))
@@ -194,10 +218,10 @@ def _by_length(
     compute: Callable[[Sequence[Group]], list], groups: Sequence[Group], model: PreTrainedModel
 ) -> list:
     """Compute something for groups of like length at a time, as `tokens.by_length` does."""
-    size = part_size(len(groups) if model.device.type == "cuda" else 4)
-    compute = frugal(compute)
+    lengths = [len(group.tokens) for group in groups]
+    size = part_size(len(groups), max(lengths), 4, model.device)
     result: list = [None] * len(groups)
-    for part in parts_by_length([len(group.tokens) for group in groups], size):
+    for part in parts_by_length(lengths, size):
         for i, found in zip(part, compute([groups[i] for i in part]), strict=True):
             result[i] = found
     return result

@@ -1,19 +1,25 @@
 """What PPO needs in memory, by role, before it needs it: four networks, or one LoRA backbone.
 
-Weights, gradients and optimiser are counted; what a forward pass keeps for the backward pass is
-measured on a model that has shapes but no numbers (torch's meta device), so that a 175B model costs
-nothing to ask about. All sizes are in bytes.
+Weights, gradients and optimiser are counted; what passes through the model need on top is measured:
+the trainer's own code runs on tensors that have shapes but no numbers (`hollow`), so that a 175B
+model costs nothing to ask about. All sizes are in bytes, as a GPU gives them away.
 """
 
 import contextlib
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from rlhf_edu.engine.economy import micro_batches, whole_batches
+from rlhf_edu.engine.hollow import hollow
+from rlhf_edu.lora import new_adapter
+from rlhf_edu.models import response_logprobs
+from rlhf_edu.tokens import Sequences, by_length
 
 GB = 1e9
 FP32, BF16 = 4, 2
@@ -110,86 +116,165 @@ def lora_parameters(model: PreTrainedModel, rank: int) -> int:
     return sum(rank * sum(weight.shape) for weight in matrices)
 
 
-# --- what a forward pass keeps ------------------------------------------------------------------
+# --- what passes need ---------------------------------------------------------------------------
+
+# A model of many layers is not run: what it needs grows with each layer by the same.
+DEPTHS = (2, 3)
 
 
-class _Attention(torch.autograd.Function):
-    """Keeps what fused attention keeps: its inputs, its output, and one number for each row."""
+@dataclass(frozen=True)
+class Episodes:
+    """Rows of a batch, and how they go through the model.
 
-    @staticmethod
-    def forward(context, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        result = torch.empty_like(query)
-        context.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1]))
-        return result
+    Attributes:
+        rows: in all.
+        held: the `micro_batch`: rows that have a layer's inside in memory at once; 0: all rows
+            have all of all layers.
+        prompt, answer: tokens of each.
+    """
 
-    @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, ...]:
-        return context.saved_tensors[:3]
+    rows: int
+    held: int
+    prompt: int
+    answer: int
 
-
-def _attend(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, *mask: Any, **options: Any
-) -> tuple[Tensor, None]:
-    return _Attention.apply(query, key, value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("counted", _attend)
+    def read(self, policy: PreTrainedModel) -> Tensor:
+        """Log-probs of their answers."""
+        ids = torch.zeros(self.rows, self.prompt + self.answer, dtype=torch.long)
+        rows = Sequences(ids, torch.ones_like(ids), self.prompt)
+        with micro_batches(self.held):
+            return by_length(lambda part: response_logprobs(policy, part), rows)
 
 
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model with shapes and no numbers: it takes no memory."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
-    model.set_attn_implementation("counted")
-    return model.eval()
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval()
 
 
-@contextlib.contextmanager
-def saved_bytes(model: torch.nn.Module) -> Iterator[list[int]]:
-    """Collect the bytes that autograd keeps for the backward pass, each storage once.
+def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    return config
 
-    Weights do not count: they are there anyway.
+
+@dataclass(frozen=True)
+class Taken:
+    """What the policy's passes over some episodes take beside weights, in bytes by kind.
+
+    Attributes:
+        kept: from the forward pass to the backward pass.
+        peak: at most; each gradient of a weight is gone as soon as it is there.
     """
-    known = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept, sizes = [], []
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            known.add(storage._cdata)
-            kept.append(tensor)  # or its place could be given away
-            sizes.append(storage.nbytes())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield sizes
+    kept: Counter[str]
+    peak: Counter[str]
 
 
-def activation_bytes(model: PreTrainedModel, rows: int, prompt: int, answer: int) -> dict[str, int]:
-    """What the policy's forward pass keeps for the backward pass.
+def _run(
+    config: PreTrainedConfig, episodes: Episodes, lora_rank: int, dtype: torch.dtype, learn: bool
+) -> Taken:
+    """What passes take in a model of so many layers as the config says."""
+
+    def kind(tensor: Tensor) -> str:
+        return "logits" if tensor.shape[-1:] == (config.vocab_size,) else "activations"
+
+    def drop(weight: Tensor) -> None:
+        weight.grad = None
+
+    with whole_batches(), hollow(kind) as live:  # the few large passes of a GPU
+        policy = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        policy = new_adapter(policy, lora_rank) if lora_rank else policy
+        for weight in policy.parameters():
+            if weight.requires_grad:
+                weight.register_post_accumulate_grad_hook(drop)
+        weights = live.now.copy()
+        live.at_peak.clear()
+        with torch.set_grad_enabled(learn):
+            logprobs = episodes.read(policy)
+        kept = live.now.copy()
+        if learn:
+            logprobs.sum().backward()
+    kept.subtract(weights)
+    live.at_peak.subtract(weights)
+    return Taken(kept, live.at_peak)
+
+
+def _taken(
+    config: PreTrainedConfig, episodes: Episodes, lora_rank: int, dtype: torch.dtype
+) -> Taken:
+    """What passes with a gradient take, from models of two depths."""
+    depths = [_with_layers(config, layers) for layers in DEPTHS]
+    few, more = (_run(depth, episodes, lora_rank, dtype, learn=True) for depth in depths)
+    steps = (config.num_hidden_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+
+    def at(one: Counter[str], two: Counter[str]) -> Counter[str]:
+        return Counter({kind: one[kind] + steps * (two[kind] - one[kind]) for kind in two})
+
+    return Taken(at(few.kept, more.kept), at(few.peak, more.peak))
+
+
+def learning_bytes(
+    config: PreTrainedConfig,
+    episodes: Episodes,
+    lora_rank: int = 0,
+    dtype: torch.dtype = torch.float32,
+    gradients: float = 0.0,
+) -> dict[str, float]:
+    """What the policy's passes of an optimiser step take at most, beside weights and gradients.
 
     Args:
-        model: from `empty_model`.
-        rows: sequences at a time.
-        prompt, answer: tokens of each.
+        config: of the model.
+        episodes: of the step.
+        lora_rank, dtype: see `ppo_ledger`.
+        gradients: bytes of the policy's, which come as activations go.
 
     Returns:
-        `activations`: of all layers; `logits`: (rows, answer + 1, V), and their gradient.
+        `activations`: of all layers, and what their gradients need on the way; `logits`: all
+        tensors as wide as the vocabulary.
     """
-    width = prompt + answer
-    ids = torch.zeros(rows, width, dtype=torch.long, device="meta")
-    mask = torch.ones(rows, 1, width, width, dtype=torch.bool, device="meta")
-    with saved_bytes(model) as sizes:
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=ids,
-            use_cache=False,
-            logits_to_keep=answer + 1,
-        )
-    each, count = output.logits.element_size(), output.logits.numel()
-    # Kept in fp32, and so is their gradient, on its way back to the model's own type.
-    return {"activations": sum(sizes), "logits": count * (2 * FP32 + each * (each < FP32))}
+    held = min(episodes.held or episodes.rows, episodes.rows)
+    taken = _taken(config, replace(episodes, rows=held), lora_rank, dtype)
+    # All parts have gone forward before the first comes back.
+    others = episodes.rows / held - 1
+    found = {k: taken.peak[k] + others * taken.kept[k] for k in ("activations", "logits")}
+    # At the peak there are no gradients yet or, later, no activations of the first part any more.
+    found["activations"] -= min(gradients, taken.kept.total())
+    return found
+
+
+def fitting_rows(
+    config: PreTrainedConfig,
+    rows: int,
+    prompt: int,
+    answer: int,
+    free: float,
+    lora_rank: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> int:
+    """The `micro_batch` for so many rows and `free` bytes: 0 where all of all rows may be kept.
+
+    Else the rows, half of them, and so on.
+
+    Raises:
+        MemoryError: not even one row at a time fits.
+    """
+    held = 0
+    while True:
+        episodes = Episodes(rows, held, prompt, answer)
+        needed = sum(learning_bytes(config, episodes, lora_rank, dtype).values())
+        if needed <= free:
+            return held
+        if held == 1:
+            break
+        held = held // 2 or rows
+    raise MemoryError(
+        f"{rows} rows of {prompt} + {answer} tokens, read one at a time, take {needed / GB:.1f} GB "
+        f"beside the weights, and {free / GB:.1f} GB are free: lower the batch or minibatch, make "
+        "prompts and answers shorter, or take a smaller model"
+    )
 
 
 def cache_bytes(config: PreTrainedConfig, rows: int, tokens: int, bytes_each: int = FP32) -> int:
@@ -209,14 +294,16 @@ class Ledger:
 
     Attributes:
         networks: by role.
-        activations, logits: of the optimisation phase, for the rows that are held at once.
+        activations, logits: of the optimisation phase, see `learning_bytes`.
         cache: keys and values, of the rollout phase.
+        reading: of passes without a gradient: inside one layer, and logits.
     """
 
     networks: dict[str, Network]
     activations: float
     logits: float
     cache: float
+    reading: float = 0.0
 
     @property
     def standing(self) -> float:
@@ -225,8 +312,10 @@ class Ledger:
 
     @property
     def peak(self) -> float:
-        """Bytes at most: rollout and optimisation take turns."""
-        return self.standing + max(self.cache, self.activations + self.logits)
+        """Bytes at most: evaluation and optimisation take turns, while a GPU keeps the cache of the
+        rollout, since its recording of a step writes there.
+        """
+        return self.standing + self.cache + max(self.reading, self.activations + self.logits)
 
     def rows(self) -> list[tuple[str, str, float]]:
         """(role, kind, bytes) of all that takes any, largest first."""
@@ -237,7 +326,7 @@ class Ledger:
             for kind in kinds
         ]
         found += [("policy", "activations", self.activations), ("policy", "logits", self.logits)]
-        found += [("policy", "cache", self.cache)]
+        found += [("policy", "cache", self.cache), ("all", "reading", self.reading)]
         return sorted((row for row in found if row[2]), key=lambda row: -row[2])
 
     def __str__(self) -> str:
@@ -253,16 +342,18 @@ def ppo_ledger(
     answer: int,
     lora_rank: int = 0,
     dtype: torch.dtype = torch.float32,
+    minibatch: int | None = None,
 ) -> Ledger:
     """The ledger of PPO with a policy, reference, reward model and critic of one architecture.
 
     Args:
         config: of the model.
-        batch, held: episodes in a rollout, and of those whose activations are held at once: a
-            minibatch, or the micro_batch.
+        batch: episodes in a rollout.
+        held: the micro_batch; 0: all activations of a minibatch are kept.
         prompt, answer: tokens of each.
         lora_rank: 0: four networks; else one backbone with four adapters of this rank.
         dtype: of the weights; adapters are fp32.
+        minibatch: episodes of an optimiser step; None: all of the rollout.
     """
     model = empty_model(config, dtype)
     size = sum(p.numel() for p in model.parameters())
@@ -273,8 +364,12 @@ def ppo_ledger(
         networks = one_backbone(size, lora_parameters(model, lora_rank), head, each)
     else:
         networks = four_networks(size, scalar + head, each)
-    kept = activation_bytes(model, held, prompt, answer)
-    return Ledger(networks, **kept, cache=cache_bytes(config, batch, prompt + answer, each))
+    step = Episodes(minibatch or batch, held, prompt, answer)
+    learning = learning_bytes(config, step, lora_rank, dtype, networks["policy"].gradients)
+    read = Episodes(batch, 0, prompt, answer)
+    reading = _run(_with_layers(config, 1), read, lora_rank, dtype, learn=False).peak.total()
+    cache = cache_bytes(config, batch, prompt + answer, each)
+    return Ledger(networks, **learning, cache=cache, reading=reading)
 
 
 @contextlib.contextmanager
@@ -301,4 +396,5 @@ ADVICE = {
     "activations": "set micro_batch, or lower it, or make prompts and answers shorter",
     "logits": "set micro_batch, or lower it, or lower max_new_tokens",
     "cache": "lower batch_size or max_new_tokens",
+    "reading": "lower batch_size, or make prompts and answers shorter",
 }

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from rlhf_edu.engine.checks import (
     Record,
     require_between,
     require_checkpoints,
+    require_micro_batch,
     require_numbers,
     require_positive,
     require_progress,
 )
+from rlhf_edu.engine.ledger import fitting_rows
 from rlhf_edu.engine.parallel import share_of_batch, totals
 from rlhf_edu.engine.training import number_of_batches, plan_batches, update, warmup_cosine
 
@@ -51,9 +53,9 @@ class TrainConfig:
     """The gradient is clipped to this norm."""
     bf16: bool = False
     """Multiply matrices in bfloat16; weights, log-probs and losses stay in fp32."""
-    micro_batch: int = 0
-    """Hold the activations of so many rows at once and compute them again in the backward pass;
-    0: of all rows."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Read so many rows at once, and compute each layer again in the backward pass, where its
+    inside is not kept; 0: keep all of all rows. "auto": on a GPU as memory allows, else 0."""
     seed: int = 0
     """Seed of the order of the data, and of all that is drawn."""
     checkpoint_every: int = 0
@@ -64,7 +66,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_numbers(self)
         require_positive(self, "lr", "batch_size", "epochs", "max_norm")
-        require_between(self, 0, float("inf"), "warmup", "weight_decay", "micro_batch")
+        require_between(self, 0, float("inf"), "warmup", "weight_decay")
+        require_micro_batch(self)
         require_checkpoints(self)
 
 
@@ -87,6 +90,17 @@ class Batch:
     weight: float
     size: float
     ends_epoch: bool
+
+
+USABLE = 0.9  # of what is free; between tensors there are gaps
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Bytes that are free on a GPU, or were given back to torch; None for any other device."""
+    if device.type != "cuda":
+        return None
+    given_back = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + given_back
 
 
 class Loop:
@@ -147,6 +161,35 @@ class Loop:
         """Number of the step that comes next, from 0."""
         return len(self.history)
 
+    def fitted(self, rows: int, longest: int, answer: int) -> Any:
+        """The settings, with a number for `micro_batch`; the first record says one that was chosen.
+
+        Args:
+            rows: of a step.
+            longest, answer: tokens of the longest row, and of the longest answer in one.
+        """
+        if self.config.micro_batch == "auto":
+            free, model, size = self._free_bytes(), self.saved.model, 0
+            if free is not None:
+                adapters = getattr(model, "peft_config", {}).values()
+                rank = max((adapter.r for adapter in adapters), default=0)
+                shape = rows, longest - answer, answer
+                size = fitting_rows(model.config, *shape, USABLE * free, rank, model.dtype)
+                self.note({"micro_batch": size})
+            self.config = replace(self.config, micro_batch=size)
+        return self.config
+
+    def _free_bytes(self) -> float | None:
+        """What a GPU has left for activations; None where there is no GPU."""
+        free = free_memory(self.saved.model.device)
+        if free is None:
+            return None
+        groups = [
+            group for optimizer in self.optimizers.values() for group in optimizer.param_groups
+        ]
+        # Before the first step gradients and AdamW's two averages are still to come.
+        return free - 3 * sum(weight.nbytes for group in groups for weight in group["params"])
+
     def steps(self, count: int) -> Iterator[int]:
         """The numbers of the steps that are left of so many."""
         self.planned = count
@@ -202,8 +245,8 @@ class Loop:
         return self.history[-1][name] if self.history else 0
 
     def note(self, found: Record) -> None:
-        """What the first record says about step 0."""
-        self.step_0 = found
+        """What the first record says besides."""
+        self.step_0 |= found
 
     def report(self, **numbers: Any) -> None:
         """End a step: its record goes into the history and to whoever listens; save if it is due.

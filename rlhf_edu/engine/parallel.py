@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch import distributed as dist
 
-Row = TypeVar("Row")
+Item = TypeVar("Item")
 
 
 def join_others() -> None:
@@ -38,7 +38,7 @@ def is_main() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def share(rows: Sequence[Row]) -> Sequence[Row]:
+def share(rows: Sequence[Item]) -> Sequence[Item]:
     """This process' part of the rows, perhaps none; in the order of processes they are all."""
     if processes() == 1:
         return rows
@@ -47,8 +47,8 @@ def share(rows: Sequence[Row]) -> Sequence[Row]:
 
 
 def share_of_batch(
-    rows: Sequence[Row], size: Callable[[Row], float]
-) -> tuple[Sequence[Row], float]:
+    rows: Sequence[Item], size: Callable[[Item], float]
+) -> tuple[Sequence[Item], float]:
     """This process' part of a batch, and its weight in the batch's mean.
 
     Args:
@@ -100,9 +100,18 @@ def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         dist.all_reduce(parameter.grad)
 
 
-def totals(**numbers: Tensor) -> dict[str, float]:
+def totals(**scalars: Tensor) -> dict[str, float]:
     """Sums over all processes of some scalars, in one transfer from the device."""
-    sums = torch.stack([number.detach().double() for number in numbers.values()])
-    if processes() > 1:
-        dist.all_reduce(sums)
-    return dict(zip(numbers, sums.tolist(), strict=True))
+    return _transferred(scalars, together=processes() > 1)
+
+
+def fetched(**scalars: Tensor) -> dict[str, float]:
+    """Some scalars of this process, in one transfer from the device: a GPU is waited for once."""
+    return _transferred(scalars, together=False)
+
+
+def _transferred(scalars: dict[str, Tensor], together: bool) -> dict[str, float]:
+    found = torch.stack([scalar.detach().double() for scalar in scalars.values()])
+    if together:
+        dist.all_reduce(found)
+    return dict(zip(scalars, found.tolist(), strict=True))

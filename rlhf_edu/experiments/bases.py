@@ -16,7 +16,7 @@ SAVE_EVERY = 100  # steps
 
 
 @dataclass(frozen=True)
-class Reading:
+class Syllabus:
     """What a base model reads: so many pages (about 42 tokens each), at this learning rate."""
 
     pages: int
@@ -24,9 +24,9 @@ class Reading:
 
 
 BASES = {
-    "0.05M": Reading(240_000, 1e-2),
-    "1M": Reading(360_000, 6e-3),
-    "6M": Reading(360_000, 3e-3),
+    "0.05M": Syllabus(240_000, 1e-2),
+    "1M": Syllabus(360_000, 6e-3),
+    "6M": Syllabus(360_000, 3e-3),
 }
 
 

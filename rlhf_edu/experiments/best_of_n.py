@@ -85,7 +85,7 @@ def shipped_models(device: str) -> Shipped:
 
 
 @cache
-def sample(prompts: int, device: str) -> Answers:
+def sample_answers(prompts: int, device: str) -> Answers:
     """64 answers of the shipped SFT model to each of the first test prompts, in their order."""
     shipped = shipped_models(device)
     asked = shipped.prompts(ALL_PROMPTS, "test")[:prompts]
@@ -191,7 +191,7 @@ def small_body(shipped: Shipped, seed: int) -> PreTrainedModel:
 
 
 def _curve(model: PreTrainedModel, prompts: int, device: str) -> dict[str, Any]:
-    samples = sample(prompts, device)
+    samples = sample_answers(prompts, device)
     return curve_of(samples, score_all(samples, model, shipped_models(device)))
 
 

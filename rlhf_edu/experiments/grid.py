@@ -6,7 +6,6 @@ interrupted and goes on where it stopped; a finished grid only prints.
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from tqdm.auto import tqdm
 
-from rlhf_edu import __version__, data_folder
+from rlhf_edu import data_folder
+from rlhf_edu.engine.devices import versions
 from rlhf_edu.files import write_text
 from rlhf_edu.intervals import Estimate, over_seeds
 
@@ -42,16 +40,6 @@ class Finding:
     claim: str
     paper: str
     judge: Callable[[Cells], tuple[str, str]]
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on besides its seed."""
-    return {
-        "rlhf_edu": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
 
 
 # --- cells ---------------------------------------------------------------------------------------
@@ -143,7 +131,8 @@ def run_grid(
     path = (folder or data_folder(create=True) / "results") / f"{name}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": {}}
     cells = {cell_name(**fields): fields for fields in grid}
-    todo = [key for key in cells if key not in stored["cells"]]
+    # A cell that failed is tried again.
+    todo = [key for key in cells if "failed" in stored["cells"].get(key, {"failed": ""})]
     stored["planned"] = list(cells)
     for key in tqdm(todo, desc=name, disable=not todo):
         start = time.perf_counter()

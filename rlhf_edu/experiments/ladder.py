@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from rlhf_edu import data_folder
 from rlhf_edu.data import Demonstration, Prompt, Ranking
 from rlhf_edu.dpo import DPOConfig, train_dpo
-from rlhf_edu.engine.devices import device_of
+from rlhf_edu.engine.devices import device_of, versions
 from rlhf_edu.experiments.bases import make_base
 from rlhf_edu.experiments.exam import (
     Answers,
@@ -35,7 +35,6 @@ from rlhf_edu.experiments.exam import (
     sample_all,
     skills,
 )
-from rlhf_edu.experiments.grid import versions
 from rlhf_edu.experiments.plots import STAGES
 from rlhf_edu.intervals import Estimate, bootstrap, win_rate
 from rlhf_edu.losses import best_of_n, best_of_n_kl, penalise_missing_end

@@ -154,7 +154,7 @@ def _first(row: Row, keys: Sequence[str]) -> Any:
 # --- conversations -------------------------------------------------------------------------------
 
 PROMPT_KEYS, CHATS = ("prompt", "instruction", "question", "input"), ("messages", "conversations")
-ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in SPEAKERS}
+ROLE_OF = {"human": "user", "gpt": "assistant"} | {role: role for role in SPEAKERS}
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
@@ -169,7 +169,7 @@ def _messages(value: Any, what: str) -> Messages:
 def _message(message: Row) -> dict[str, str]:
     role = message["from"] if "from" in message else message["role"]
     content = message["value"] if "value" in message else message["content"]
-    if not isinstance(role, str) or role not in ROLES:
+    if not isinstance(role, str) or role not in ROLE_OF:
         raise Drop(f"with a turn of {_short(role)}")
     if message.get("tool_calls"):
         raise Drop("with the call of a tool")
@@ -177,7 +177,7 @@ def _message(message: Row) -> dict[str, str]:
         content = _of_parts(content)
     if role == "system" and _blank(content):
         return {"role": role, "content": ""}
-    return {"role": ROLES[role], "content": _text(content, "message")}
+    return {"role": ROLE_OF[role], "content": _text(content, "message")}
 
 
 def _of_parts(parts: list[Any]) -> str:
@@ -363,12 +363,12 @@ def _from_tldr(row: Row) -> Ranking:
     return _ranking(_tldr_prompt(row), texts, order)
 
 
-ANSWERS = ("answers", "responses", "completions", "candidates")
+CANDIDATES = ("answers", "responses", "completions", "candidates")
 RANKS, SCORES = ("ranks", "rank", "ranking"), ("scores", "score", "overall_score", "rating")
 
 
 def _from_list(row: Row) -> Ranking:
-    answers = _list(_first(row, ANSWERS), "the answers")
+    answers = _list(_first(row, CANDIDATES), "the answers")
     ranks, scores = (_first(row, keys) for keys in (RANKS, SCORES))
     if answers and isinstance(answers[0], dict):  # each with a rank or score of its own
         answers = [_object(answer, "each answer") for answer in answers]
@@ -421,7 +421,7 @@ def _has_prompt(row: Row) -> bool:
     return any(key in row for key in PROMPT_KEYS)
 
 
-RANKINGS = [
+RANKING_FORMATS = [
     Format("the course schema", _has("prompt_id", "answers", "ended", "ranks"), to_ranking),
     Format("TL;DR comparisons", _has("info", "summaries", "choice"), _from_tldr),
     Format("chat lists", _has_chats("chosen", "rejected"), _from_chats),
@@ -434,7 +434,7 @@ RANKINGS = [
     Format("PandaLM", _has("instruction", "response1", "response2"), _from_votes),
     Format(
         "ranked lists",
-        lambda row: _has_prompt(row) and _first(row, ANSWERS) is not None,
+        lambda row: _has_prompt(row) and _first(row, CANDIDATES) is not None,
         _from_list,
     ),
 ]
@@ -454,7 +454,7 @@ def _from_messages(row: Row) -> Demonstration:
 
 def _from_best(row: Row) -> Demonstration:
     """The best answer of a ranking."""
-    ranking = _format_of(row, RANKINGS).read(row)
+    ranking = _format_of(row, RANKING_FORMATS).read(row)
     best = ranking.ranks.index(min(ranking.ranks))
     return Demonstration(Prompt("", "", "", ranking.prompt.text), ranking.answers[best])
 
@@ -473,7 +473,7 @@ def _is_chat(row: Row) -> bool:
     return any(_has_chats(key)(row) for key in CHATS)
 
 
-DEMONSTRATIONS = [
+DEMONSTRATION_FORMATS = [
     Format("the course schema", _has("prompt_id", "prompt", "answer", "labeler"), to_demonstration),
     Format(
         "prompts and answers",
@@ -481,7 +481,7 @@ DEMONSTRATIONS = [
         _from_completion,
     ),
     Format("chats", lambda row: "chosen" not in row and _is_chat(row), _from_messages),
-    *[Format(f"{one.name}, their best answers", one.fits, _from_best) for one in RANKINGS],
+    *[Format(f"{one.name}, their best answers", one.fits, _from_best) for one in RANKING_FORMATS],
 ]
 
 
@@ -509,7 +509,7 @@ PROMPTS = [
 BESIDE_PROMPTS = {
     *("chosen", "rejected", "label", "summaries", "choice", "response1", "response2"),
     *("score_chosen", "score_rejected", "annotator1", "annotator2", "annotator3"),
-    *(*COMPLETIONS, *ANSWERS, *RANKS, *SCORES, *Demonstration.__annotations__),
+    *(*COMPLETIONS, *CANDIDATES, *RANKS, *SCORES, *Demonstration.__annotations__),
     *Ranking.__annotations__,
 }
 
@@ -531,12 +531,12 @@ def load_rankings(source: str | Path, limit: int | None = None) -> Loaded:
         ValueError: a file cannot be read, or a row does not fit; the message names file and line
             or row, and what to do.
     """
-    return _load(source, RANKINGS, limit)
+    return _load(source, RANKING_FORMATS, limit)
 
 
 def load_demonstrations(source: str | Path, limit: int | None = None) -> Loaded:
     """Load demonstrations; of rankings, the best answers. See `load_rankings`."""
-    return _load(source, DEMONSTRATIONS, limit)
+    return _load(source, DEMONSTRATION_FORMATS, limit)
 
 
 def load_prompts(source: str | Path, limit: int | None = None) -> Loaded:

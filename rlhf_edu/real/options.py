@@ -116,11 +116,17 @@ def _kind(kind: Any) -> dict[str, Any]:
         return {"action": "store_true"}
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
+    if kind == int | Literal["auto"]:
+        return {"type": _auto_or_number, "metavar": "auto|N"}
     kinds = [part for part in get_args(kind) if part is not type(None)]
     return {"type": kinds[0] if kinds else kind}
 
 
-def read(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+def _auto_or_number(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def read_options(command: str, arguments: Sequence[str]) -> argparse.Namespace:
     """Read the options.
 
     Raises:

@@ -23,20 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
-import torch
-import transformers
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_edu import __version__
 from rlhf_edu.data import Demonstration, Ranking
 from rlhf_edu.dpo import train_dpo
 from rlhf_edu.engine.chat_templates import fix_day
 from rlhf_edu.engine.checkpoints import checksum, saved_steps
 from rlhf_edu.engine.checks import Record, require_tokens
-from rlhf_edu.engine.devices import device_of
+from rlhf_edu.engine.devices import device_of, versions
 from rlhf_edu.engine.ledger import GB, Ledger, explained, ppo_ledger
 from rlhf_edu.engine.loading import load_config
 from rlhf_edu.engine.parallel import is_main, join_others
@@ -54,7 +50,7 @@ from rlhf_edu.real.formats import (
     load_prompts,
     load_rankings,
 )
-from rlhf_edu.real.options import config_of, dtypes_of, read, reward_function
+from rlhf_edu.real.options import config_of, dtypes_of, read_options, reward_function
 from rlhf_edu.real.sources import (
     base_model,
     find_source,
@@ -145,11 +141,9 @@ class Run:
         """Write run.json."""
         if not is_main():
             return
-        libraries = {"torch": torch, "transformers": transformers, "peft": peft}
-        versions = {name: library.__version__ for name, library in libraries.items()}
         about = {"done": done, "run": self.about, "device": str(self.device), **more}
         about |= {"day": self.day} if self.day else {}
-        about["versions"] = {"rlhf_edu": __version__, **versions}
+        about["versions"] = versions()
         write_text(self.out / "run.json", json.dumps(about, indent=1, default=str) + "\n")
 
     def load(self, loader: Callable[..., Loaded], max_answer_tokens: int) -> list[Any]:
@@ -367,10 +361,12 @@ def _ledger(run: Run) -> Ledger:
     """What the run will need in memory, with prompts and answers as long as they may be."""
     with one_line_errors(run.source.base):
         config = load_config(run.source.base)
-    at_once = run.config.micro_batch or run.config.minibatch
-    sizes = run.config.batch_size, min(at_once, run.config.minibatch)
+    held = run.config.micro_batch
+    if held == "auto":  # a GPU takes as many rows as fit, if one does
+        held = int(run.device.type == "cuda")
     lengths = run.options.max_prompt_tokens, run.config.max_new_tokens
-    return ppo_ledger(config, *sizes, *lengths, run.rank, run.dtype)
+    settings = run.rank, run.dtype, min(run.config.minibatch, run.config.batch_size)
+    return ppo_ledger(config, run.config.batch_size, held, *lengths, *settings)
 
 
 def _roles(run: Run) -> RolesOfModels:
@@ -424,7 +420,7 @@ def _as_saved(run: Run, model: PreTrainedModel, start: PreTrainedModel | None) -
     return round_weights(model, run.save_dtype)
 
 
-COMMANDS = {"sft": _sft, "reward": _reward, "ppo": _ppo, "dpo": _dpo}
+HOW_TO_RUN = {"sft": _sft, "reward": _reward, "ppo": _ppo, "dpo": _dpo}
 
 
 @contextlib.contextmanager
@@ -471,7 +467,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def main(command: str, arguments: Sequence[str]) -> int:
     """Run one of the four commands; returns the exit code, 130 for a run that was stopped."""
-    options = read(command, arguments)
+    options = read_options(command, arguments)
     join_others()
     with contextlib.ExitStack() as stack:
         if not is_main():
@@ -483,5 +479,5 @@ def main(command: str, arguments: Sequence[str]) -> int:
         if is_main():
             stack.enter_context(_alone(run.out))
         with _stoppable(run):
-            COMMANDS[command](run)
+            HOW_TO_RUN[command](run)
     return 130 if run.stopped else 0

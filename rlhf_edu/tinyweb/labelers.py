@@ -167,14 +167,21 @@ class Population:
             first, second = (
                 self.rank(p, r.prompt, list(r.answers), list(r.ended), seed + 1) for p in pair
             )
-            same = [
-                (first[i] < first[j]) == (second[i] < second[j])
-                for i, j in itertools.combinations(range(len(first)), 2)
-                if first[i] != first[j] and second[i] != second[j]
-            ]
-            if same:
-                shares.append(sum(same) / len(same))
+            shares += agreement_of(first, second)
         return shares
+
+
+def agreement_of(first: Sequence[int], second: Sequence[int]) -> list[float]:
+    """The share of pairs of answers that two rankings order alike; empty if there is no pair.
+
+    Pairs that either of them calls equal are left out.
+    """
+    same = [
+        (first[i] < first[j]) == (second[i] < second[j])
+        for i, j in itertools.combinations(range(len(first)), 2)
+        if first[i] != first[j] and second[i] != second[j]
+    ]
+    return [sum(same) / len(same)] if same else []
 
 
 def ceiling(agreement: float) -> float:

@@ -40,13 +40,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a function said to one case: its value, and the gradient by each input that learns.
+    """What a function said to one case: its results, and the gradient by each input that learns.
 
-    No gradients: the value is not one number of torch, or nothing leads back from it.
+    All are float64. No gradients: the value is not one number of torch, or nothing leads back
+    from it.
     """
 
-    value: Any
-    gradients: tuple[Tensor, ...] | None = None
+    value: list[Tensor]
+    gradients: list[Tensor] | None = None
 
 
 @dataclass(repr=False)
@@ -76,25 +77,30 @@ class Check:
         self.__doc__ = self.right.__doc__
 
     def __call__(self, student: Callable[..., Any]) -> Result:
-        result = self._judge(student)
+        result = self.verdict(student)
         marks = {"passed": "✓", "not attempted": "·"}
         print(f"{marks.get(result.status, '✗')} {result.message}")
         return result
 
-    def _judge(self, student: Callable[..., Any]) -> Result:
+    def verdict(self, student: Callable[..., Any]) -> Result:
+        """How a call ends, without a word printed."""
+        given = self.ask(student)
+        return given if isinstance(given, Result) else self.judge(given)
+
+    def ask(self, student: Callable[..., Any]) -> list[Answer] | Result:
+        """The function's answer to every case; or a Result, when there is nothing to judge."""
         given = []
         for case in self.cases:
             try:
-                answer = _run(student, case, self.learns)
+                given.append(_run(student, case, self.learns))
             except _Complaint as complaint:
-                return Result("wrong", str(complaint))
+                return complaint.result
             except Exception as error:  # a student's code may raise anything
                 return _stopped(student, error, case)
-            if answer.value is ...:
-                return Result("not attempted", _NOT_ATTEMPTED)
-            if answer.value is None:
-                return Result("wrong", "your function returns nothing: is there a `return`?")
-            given.append(answer)
+        return given
+
+    def judge(self, given: list[Answer]) -> Result:
+        """What the check says to these answers, one for each case."""
         wanted = [_run(self.right, case, self.learns) for case in self.cases]
         wrong = self._wrong_values(given, wanted) if self.value else None
         if not wrong and self.learns:
@@ -137,26 +143,36 @@ class Check:
 class _Complaint(Exception):
     """Something to tell the student that is no crash of theirs."""
 
+    def __init__(self, message: str, status: str = "wrong") -> None:
+        self.result = Result(status, message)
+
 
 def _run(function: Callable[..., Any], case: Case, learns: Sequence[str]) -> Answer:
-    """The function's value on copies of the inputs, and its gradients."""
+    """The function's results on copies of the inputs, and gradients; or a _Complaint."""
     inputs = copy.deepcopy(case)
     learners = [inputs[name].requires_grad_(True) for name in learns]
     value = function(*inputs.values())
     for name, x in inputs.items():
         if isinstance(x, Tensor) and not torch.equal(x.detach(), case[name]):
             raise _Complaint(f"your function changes its input `{name}`: make a new tensor instead")
+    if value is ...:
+        raise _Complaint(_NOT_ATTEMPTED, "not attempted")
+    if value is None:
+        raise _Complaint("your function returns nothing: is there a `return`?")
+    try:
+        flat = _flat(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        kind = type(value).__name__
+        says = f"your function returns a {kind}; a tensor of numbers is wanted"
+        raise _Complaint(says) from None
     if not (isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad and learns):
-        return Answer(value)
+        return Answer(flat)
     found = torch.autograd.grad(value.sum(), learners, allow_unused=True, materialize_grads=True)
-    return Answer(value, found)
+    return Answer(flat, [gradient.double() for gradient in found])
 
 
 def _why_no_gradient(given: list[Answer], learns: Sequence[str]) -> str:
-    try:
-        single = all(sum(x.numel() for x in _flat(answer.value)) == 1 for answer in given)
-    except (TypeError, ValueError, RuntimeError):
-        return _no_tensor(given[0].value)
+    single = all(sum(x.numel() for x in answer.value) == 1 for answer in given)
     return _no_gradient(learns) if single else "a loss is one number: take a mean at the end"
 
 
@@ -182,9 +198,8 @@ def _flat(value: Any) -> list[Tensor]:
     return [torch.as_tensor(value, dtype=torch.float64)]
 
 
-def _side_by_side(a: Any, b: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Both answers, flat; n results stacked in one tensor (n, ...) are n results again."""
-    ours, theirs = _flat(a), _flat(b)
+def _side_by_side(ours: list[Tensor], theirs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Both answers; n results stacked in one tensor (n, ...) are n results again."""
     if _stacked(ours, theirs):
         return list(ours[0]), theirs
     if _stacked(theirs, ours):
@@ -202,11 +217,8 @@ def _close(x: Tensor, y: Tensor) -> bool:
     return x.shape == y.shape and torch.allclose(x, y, rtol=1e-4, atol=1e-6)
 
 
-def _same(a: Any, b: Any) -> bool:
-    try:
-        ours, theirs = _side_by_side(a, b)
-    except (TypeError, ValueError, RuntimeError):
-        return False
+def _same(a: list[Tensor], b: list[Tensor]) -> bool:
+    ours, theirs = _side_by_side(a, b)
     return len(ours) == len(theirs) and all(map(_close, ours, theirs))
 
 
@@ -222,10 +234,7 @@ def _difference(
     Labels: what each result is, if it is not simply the first, second, … of the student's.
     """
     first = next(i for i in range(len(cases)) if not _same(given[i], wanted[i]))
-    try:
-        rows = [_side_by_side(a, b) for a, b in zip(given, wanted, strict=True)]
-    except (TypeError, ValueError, RuntimeError):
-        return _no_tensor(given[first])
+    rows = [_side_by_side(a, b) for a, b in zip(given, wanted, strict=True)]
     ours, right = rows[first]
     if len(ours) != len(right):
         return f"your function returns {len(ours)} result(s); {len(right)} wanted"
@@ -267,10 +276,6 @@ def _at_first(x: Tensor, y: Tensor) -> str:
         return f"{_short(x)}, wanted {_short(y)}"
     place = tuple((~torch.isclose(x, y, rtol=1e-4, atol=1e-6)).nonzero()[0].tolist())
     return f"{_short(x[place])} at {list(place)}, wanted {_short(y[place])}"
-
-
-def _no_tensor(value: Any) -> str:
-    return f"your function returns a {type(value).__name__}; a tensor of numbers is wanted"
 
 
 def _short(value: Any) -> str:

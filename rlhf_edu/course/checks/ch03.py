@@ -62,128 +62,121 @@ check_labels = Check(
 )
 
 
-def _shifted(logits: Tensor, tokens: Tensor) -> Tensor:
+def next_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """student(logits (B, T, V), tokens (B, T)) -> log-probs (B, T - 1) of all tokens but the first.
+
+    The logits are as the model returns them: those at a place have read its token.
+    """
     return losses.token_logprobs(logits[:, :-1], tokens[:, 1:])
 
 
-def sft_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """student(logits (B, T, V), tokens (B, T), mask (B, T)) -> nats per answer token.
-
-    The logits are as the model returns them; the mask is 1 on answers with their ends.
-    """
-    return losses.ptx_loss(logits, tokens, mask)
-
-
-def _by_rows(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    found, m = _shifted(logits, tokens), mask[:, 1:]
-    return -((found * m).sum(1) / m.sum(1)).mean()
-
-
-def _twice(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    found = losses.token_logprobs(logits[:, :-2], tokens[:, 2:])
-    return -(found * mask[:, 2:]).sum() / mask[:, 2:].sum()
-
-
-def _without_end(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    still_to_come = mask.flip(1).cumsum(1).flip(1)
-    return sft_loss(logits, tokens, mask * (still_to_come > 1))
-
-
-def _same_place(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    return -(losses.token_logprobs(logits, tokens) * mask).sum() / mask.sum()
+def _picked(logits: Tensor, tokens: Tensor) -> Tensor:
+    return logits.gather(-1, tokens[..., None]).squeeze(-1)
 
 
 _random = torch.Generator().manual_seed(3)
+
+
+check_next_logprobs = Check(
+    next_logprobs,
+    cases=[
+        {
+            "logits": torch.randn(2, 6, 5, generator=_random, dtype=torch.float64),
+            "tokens": torch.tensor([[1, 3, 4, 0, 3, 2], [1, 4, 4, 3, 2, 0]]),
+        },
+        {
+            "logits": torch.randn(3, 4, 5, generator=_random, dtype=torch.float64),
+            "tokens": torch.tensor([[1, 3, 4, 2], [1, 0, 2, 0], [1, 4, 3, 2]]),
+        },
+    ],
+    mistakes={
+        "nothing is shifted: the logits at a place have read its token already; they are a guess "
+        "of the *next* one. Pair logits[:, :-1] with tokens[:, 1:]": losses.token_logprobs,
+        "cut, but not shifted: the logits at a place are a guess of the *next* token. "
+        "Pair logits[:, :-1] with tokens[:, 1:]": lambda lo, t: losses.token_logprobs(
+            lo[:, 1:], t[:, 1:]
+        ),
+        "nothing is shifted, and the last token is left out: it is the first that nobody "
+        "guesses": lambda lo, t: losses.token_logprobs(lo[:, :-1], t[:, :-1]),
+        "shifted the wrong way: pair logits[:, :-1] with tokens[:, 1:]": lambda lo, t: (
+            losses.token_logprobs(lo[:, 1:], t[:, :-1])
+        ),
+        "shifted twice: this is a guess of the token after the next": lambda lo, t: (
+            losses.token_logprobs(lo[:, :-2], t[:, 2:])
+        ),
+        "these are raw logits: a log_softmax over the vocabulary is missing": lambda lo, t: _picked(
+            lo[:, :-1], t[:, 1:]
+        ),
+        "probabilities: take their logarithms, or log_softmax": lambda lo, t: next_logprobs(
+            lo, t
+        ).exp(),
+        "that is the surprise, minus the log-prob; the minus comes with the loss": lambda lo, t: (
+            -next_logprobs(lo, t)
+        ),
+        "softmax over the places: the vocabulary is the last axis": lambda lo, t: _picked(
+            lo.log_softmax(1)[:, :-1], t[:, 1:]
+        ),
+        "that is the likeliest token's; look up the one that "
+        "stands there, with gather": lambda lo, t: lo[:, :-1].log_softmax(-1).amax(-1),
+    },
+    success="right: of every token but the first, which nobody guesses",
+)
+
+
+def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """student(logprobs (B, R), mask (B, R)) -> nats per answer token, a scalar.
+
+    The mask is 1 on the tokens of answers and on their ends, 0 on all others.
+    """
+    return losses.sft_loss(logprobs, mask)
+
+
+def _by_rows(logprobs: Tensor, mask: Tensor) -> Tensor:
+    return -((logprobs * mask).sum(1) / mask.sum(1)).mean()
+
+
+def _without_end(logprobs: Tensor, mask: Tensor) -> Tensor:
+    still_to_come = mask.flip(1).cumsum(1).flip(1)
+    return sft_loss(logprobs, mask * (still_to_come > 1))
 
 
 check_sft_loss = Check(
     sft_loss,
     cases=[
         {
-            "logits": torch.randn(2, 6, 5, generator=_random, dtype=torch.float64),
-            "tokens": torch.tensor([[1, 3, 4, 0, 3, 2], [1, 4, 4, 3, 2, 0]]),
-            "mask": torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0]]),
+            "logprobs": numbers([-0.3, -1.2, -0.1, -2.0], [-0.7, -0.2, -4.0, -5.0]),
+            "mask": numbers([1, 1, 1, 1], [1, 1, 0, 0]),
         },
         {
-            "logits": torch.randn(3, 4, 5, generator=_random, dtype=torch.float64),
-            "tokens": torch.tensor([[1, 3, 4, 2], [1, 0, 2, 0], [1, 4, 3, 2]]),
-            "mask": torch.tensor([[0, 1, 1, 1], [0, 1, 1, 0], [0, 0, 1, 1]]),
+            "logprobs": numbers([-3.0, -0.4, -1.5], [-6.0, -2.5, -0.9], [-0.8, -0.6, -7.0]),
+            "mask": numbers([0, 1, 1], [0, 0, 1], [1, 1, 0]),
         },
     ],
     mistakes={
-        "the minus is missing: a loss goes down, a log-likelihood should go up": lambda lo, t, m: (
-            -sft_loss(lo, t, m)
+        "the minus is missing: a loss goes down, a log-likelihood should go up": lambda x, m: (
+            -sft_loss(x, m)
         ),
-        "nothing is shifted: the logits at a place have read its token already; "
-        "they are a guess of the *next* one. Pair logits[:, :-1] with tokens[:, 1:]": _same_place,
-        "shifted twice: this is a guess of the token after the next": _twice,
-        "the mask is not shifted with the tokens: "
-        "it scores the prompt's last token and leaves out the end. "
-        "Use mask[:, 1:]": lambda lo, t, m: -(_shifted(lo, t) * m[:, :-1]).sum() / m[:, :-1].sum(),
-        "the mask has no effect: prompt and padding are scored too": lambda lo, t, m: (
-            -_shifted(lo, t).mean()
+        "the mask has no effect: prompt and padding are scored too": lambda x, m: -x.mean(),
+        "the wrong way round: this scores what the mask leaves out": lambda x, m: sft_loss(
+            x, 1 - m
         ),
         "you divide by all places; divide by the number of scored ones, or "
-        "longer prompts make a smaller loss": lambda lo, t, m: -(_shifted(lo, t) * m[:, 1:]).mean(),
+        "padding makes a smaller loss": lambda x, m: -(x * m).mean(),
         "a sum: divide by the number of scored tokens, "
-        "or the step grows with the batch": lambda lo, t, m: -(_shifted(lo, t) * m[:, 1:]).sum(),
-        "you divide by the number of rows; divide by the "
-        "number of scored tokens": lambda lo, t, m: -(_shifted(lo, t) * m[:, 1:]).sum() / len(t),
+        "or the step grows with the batch": lambda x, m: -(x * m).sum(),
+        "you divide by the number of rows; divide by the number of scored tokens": lambda x, m: (
+            -(x * m).sum() / len(x)
+        ),
         "a mean of the rows' means: a token of a short answer counts more than "
         "one of a long answer. Divide the whole sum by the whole count": _by_rows,
-        "probabilities: the likelihood of a text is their product, so take "
-        "logarithms": lambda lo, t, m: -(_shifted(lo, t).exp() * m[:, 1:]).sum() / m[:, 1:].sum(),
-        "these are raw logits: a log_softmax is missing, "
-        "so nothing pushes other tokens down": lambda lo, t, m: (
-            -(lo[:, :-1].gather(-1, t[:, 1:, None]).squeeze(-1) * m[:, 1:]).sum() / m[:, 1:].sum()
-        ),
+        "probabilities: the likelihood of a text is their product, so add up "
+        "logarithms": lambda x, m: -(x.exp() * m).sum() / m.sum(),
+        "one number for each row: take one for the batch": lambda x, m: -(x * m).sum(1) / m.sum(1),
         "the end of each answer is left out: "
         "the mask has a 1 there, and without it the model never learns to stop": _without_end,
     },
-    success="right: equal to rlhf_edu.losses, and to what all of this chapter trains with",
-    learns=("logits",),
-)
-
-
-def _kl(a: Tensor, b: Tensor) -> Tensor:
-    return (a * (a / b).log()).sum()
-
-
-def two_kls(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """student(p (A,), q (A,)) -> (KL(p || q), KL(q || p)), in nats; p: people, q: the model."""
-    return _kl(p, q), _kl(q, p)
-
-
-check_two_kls = Check(
-    two_kls,
-    cases=[
-        {"p": numbers(0.5, 0.4, 0.1), "q": numbers(0.2, 0.2, 0.6)},
-        {"p": numbers(0.1, 0.2, 0.3, 0.4), "q": numbers(0.05, 0.45, 0.4, 0.1)},
-    ],
-    mistakes={
-        "the two are exchanged: the first, forward one averages under people's p": lambda p, q: (
-            two_kls(q, p)
-        ),
-        "the sign: a KL divergence is never negative. log(p / q), not log(q / p)": lambda p, q: (
-            (-_kl(p, q), -_kl(q, p))
-        ),
-        "that is the cross-entropy: the loss of SFT. "
-        "KL subtracts what nobody can avoid, the entropy "
-        "of the answers themselves": lambda p, q: (-(p * q.log()).sum(), -(q * p.log()).sum()),
-        "the weights are missing: each log-ratio counts as "
-        "often as its answer comes": lambda p, q: ((p / q).log().sum(), (q / p).log().sum()),
-        "a plain mean: each log-ratio counts as often as its answer comes": lambda p, q: (
-            (p / q).log().mean(),
-            (q / p).log().mean(),
-        ),
-        "both are the same direction; the second averages under the model's q": lambda p, q: (
-            _kl(p, q),
-            _kl(p, q),
-        ),
-        "the logarithm is missing": lambda p, q: ((p * (p / q)).sum(), (q * (q / p)).sum()),
-        "only one of the two: return a pair": lambda p, q: _kl(p, q),
-    },
-    success="right: the first is what SFT makes small, the second comes back in chapter 06",
+    success="right: equal to rlhf_edu.losses.sft_loss, and fit for train_sft(loss=…)",
+    learns=("logprobs",),
 )
 
 

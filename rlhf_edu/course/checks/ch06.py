@@ -183,45 +183,70 @@ check_kl_estimators = Check(
 )
 
 
-def exact_kl(logits: Tensor, ref: Tensor) -> Tensor:
-    """student(logits (R, V), ref_logits (R, V)) -> KL(policy || reference) at each place (R,)."""
-    p, q = logits.log_softmax(-1), ref.log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float
+) -> Tensor:
+    """student(values (B, R), old_values (B, R), returns (B, R), mask (B, R), clip) -> a scalar.
+
+    Half the squared error, the larger one of the value itself and of the value that is held within
+    `clip` of its old one; mean over real tokens.
+    """
+    return losses.value_loss(values, old_values, returns, mask, clip)
 
 
-def _all_places(logits: Tensor, ref: Tensor) -> Tensor:
-    p, q = logits.flatten().log_softmax(0), ref.flatten().log_softmax(0)
-    return (p.exp() * (p - q)).reshape(logits.shape).sum(-1)
+def _errors(v: Tensor, old: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """Squared errors of the values, and of the values held near the old ones."""
+    held = old + (v - old).clamp(-clip, clip)
+    return (v - returns) ** 2, (held - returns) ** 2
 
 
-check_exact_kl = Check(
-    exact_kl,
+def _mean(errors: Tensor, mask: Tensor) -> Tensor:
+    return 0.5 * (errors * mask).sum() / mask.sum()
+
+
+check_value_loss = Check(
+    value_loss,
+    # Values that have moved too far in the right and in the wrong direction, and hardly moved.
     cases=[
         {
-            "logits": numbers([1.0, 0.0, -1.0], [0.5, 0.5, 2.0]),
-            "ref_logits": numbers([0.2, 0.3, -0.5], [1.0, -1.0, 1.5]),
+            "values": numbers([0.9, -0.5, 0.3], [0.1, -0.8, 2.0]),
+            "old_values": numbers([0.2, 0.4, 0.25], [0.5, -0.2, -1.0]),
+            "returns": numbers([1.5, 1.0, -0.4], [-0.7, 0.6, 3.0]),
+            "mask": numbers([1, 1, 1], [1, 1, 0]),
+            "clip": 0.2,
         },
-        {"logits": numbers([3.0, 1.0, 0.0, 0.0]), "ref_logits": numbers([0.0, 1.0, 2.0, 0.5])},
+        {
+            "values": numbers([1.4, 0.7], [-1.1, 5.0]),
+            "old_values": numbers([0.6, 1.9], [-0.3, 0.0]),
+            "returns": numbers([2.5, 2.2], [0.8, -3.0]),
+            "mask": numbers([1, 1], [1, 0]),
+            "clip": 0.5,
+        },
     ],
     mistakes={
-        "that is KL(reference || policy): "
-        "the policy's probabilities are the weights": lambda x, y: exact_kl(y, x),
-        "logits are no log-probabilities yet: log_softmax first, of both": lambda x, y: (
-            x.softmax(-1) * (x - y)
-        ).sum(-1),
-        "a plain mean over the vocabulary: weigh each word by "
-        "the policy's probability": lambda x, y: (x.log_softmax(-1) - y.log_softmax(-1)).mean(-1),
-        "a plain sum over the vocabulary: weigh each word "
-        "by the policy's probability": lambda x, y: (x.log_softmax(-1) - y.log_softmax(-1)).sum(-1),
-        "a mean instead of a sum over the vocabulary: "
-        "the probabilities are the weights already": lambda x, y: exact_kl(x, y) / x.shape[-1],
-        "one number for the whole answer: keep one for each place, (R,)": lambda x, y: exact_kl(
-            x, y
-        ).sum(),
-        "that is the cross-entropy; subtract the policy's own entropy": lambda x, y: (
-            -(x.softmax(-1) * y.log_softmax(-1)).sum(-1)
+        "the minus: an error is to get smaller as it is": lambda *xs: -value_loss(*xs),
+        "the half is missing": lambda *xs: 2 * value_loss(*xs),
+        "nothing is clipped: the value is to be held within `clip` of its old one": (
+            lambda v, o, r, m, c: _mean(_errors(v, o, r, c)[0], m)
         ),
-        "softmax over all places at once: the vocabulary is the last axis": _all_places,
+        "only the clipped value counts: where it has moved too far it gets no gradient at all, not "
+        "even back. Take the larger error": lambda v, o, r, m, c: _mean(_errors(v, o, r, c)[1], m),
+        "the smaller of the two errors: clipping may hold the critic back, and never flatter "
+        "it": lambda v, o, r, m, c: _mean(torch.minimum(*_errors(v, o, r, c)), m),
+        "padding counts: multiply by the mask": lambda v, o, r, m, c: value_loss(v, o, r, m**0, c),
+        "you divide by all places; divide by the number of real tokens": (
+            lambda v, o, r, m, c: 0.5 * (torch.maximum(*_errors(v, o, r, c)) * m).mean()
+        ),
+        "a sum over tokens: take the mean over the real ones": lambda v, o, r, m, c: (
+            0.5 * (torch.maximum(*_errors(v, o, r, c)) * m).sum()
+        ),
+        "values have no ratio: clip the difference, not new / old": lambda v, o, r, m, c: _mean(
+            torch.maximum((v - r) ** 2, (o * (v / o).clamp(1 - c, 1 + c) - r) ** 2), m
+        ),
+        "errors are squared here": lambda v, o, r, m, c: _mean(
+            torch.maximum(*(e.sqrt() for e in _errors(v, o, r, c))), m
+        ),
     },
-    success="right: every word of the vocabulary weighed by how likely the policy is to write it",
+    success="right: equal to rlhf_edu.losses.value_loss, gradient included",
+    learns=("values",),
 )

@@ -106,43 +106,125 @@ check_group_advantages = Check(
 )
 
 
-_LONG = {
-    "x": numbers([1.0, 2.0, 3.0, 4.0], [8.0, 20.0, 5.0, -1.0], [7.0, 9.0, 2.0, 3.0]),
-    "mask": numbers([1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]).long(),
+_MASK = numbers([1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]).long()
+_CLIPPED_CASE = {
+    "logprobs": numbers([-0.6, -1.5, -1.0, -1.1], [-0.7, -2.0, -9.0, -9.0], [-1.6, 0.0, -3.0, 0.0]),
+    "old_logprobs": numbers([-1.0, -1.0, -1.1, -1.0], [-1.0, -1.2, -1.0, -2.0], [-1.0, -2, 0, -1]),
+    "advantages": numbers([2.0] * 4, [-1.0] * 4, [-0.5] * 4),
+    "mask": _MASK,
+    "clip": 0.2,
 }
-_SHORT = {"x": numbers([1.0, -2.0], [0.5, 3.0]), "mask": numbers([1, 0], [1, 1]).long()}
+_NEAR_CASE = {
+    "logprobs": numbers([-1.0, -2.1], [-0.9, -3.0]),
+    "old_logprobs": numbers([-1.1, -2.0], [-1.0, -2.0]),
+    "advantages": numbers([1.0, 1.0], [-3.0, -3.0]),
+    "mask": numbers([1, 1], [1, 0]).long(),
+    "clip": 0.05,
+}
 
 
-def answer_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """student(x (B, T), mask (B, T)) -> mean over answers of each one's mean over its tokens."""
-    return losses.answer_mean(x, mask)
+def grpo_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """student(logprobs, old_logprobs, advantages, mask (all (B, T)), clip) -> GRPO's loss."""
+    return losses.grpo_loss(new, old, advantages, mask, clip)
 
 
-check_answer_mean = Check(
-    answer_mean,
-    cases=[_LONG, _SHORT],
+def _min_of(new: Tensor, old: Tensor, a: Tensor, clip: float) -> Tensor:
+    ratio = (new - old).exp()
+    return torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a)
+
+
+def _max_of(new: Tensor, old: Tensor, a: Tensor, clip: float) -> Tensor:
+    ratio = (new - old).exp()
+    return torch.maximum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a)
+
+
+def _by_answer(x: Tensor, mask: Tensor) -> Tensor:
+    return (x * mask).sum(1) / mask.sum(1)
+
+
+check_grpo_loss = Check(
+    grpo_loss,
+    cases=[_CLIPPED_CASE, _NEAR_CASE],
     mistakes={
         "that is the mean over all tokens, in which a long answer weighs more: "
-        "take the mean of each row first": losses.masked_mean,
-        "padding is counted too: multiply by the mask, and divide by its sum": lambda x, mask: (
-            x.mean()
+        "take the mean of each row first": lambda n, o, a, m, c: (
+            -losses.masked_mean(_min_of(n, o, a, c), m)
         ),
+        "the sign is that of an objective: a loss falls when the objective "
+        "rises": lambda n, o, a, m, c: _by_answer(_min_of(n, o, a, c), m).mean(),
+        "padding is counted too: multiply by the mask, and divide by "
+        "its sum": lambda n, o, a, m, c: -_min_of(n, o, a, c).mean(1).mean(),
         "the padding is zero now, but the divisor still counts it: "
-        "divide by mask.sum(1)": lambda x, mask: (x * mask).mean(),
-        "the sum holds the padding: multiply by the mask before you add up": lambda x, mask: (
-            x.sum(1) / mask.sum(1)
-        ).mean(),
+        "divide by mask.sum(1)": lambda n, o, a, m, c: -(_min_of(n, o, a, c) * m).mean(),
+        "the sum holds the padding: multiply by the mask before you add up": lambda n, o, a, m, c: (
+            -(_min_of(n, o, a, c).sum(1) / m.sum(1)).mean()
+        ),
         "these are sums over tokens: divide each answer's by its own length, "
-        "mask.sum(1)": lambda x, mask: (x * mask).sum(1).mean(),
-        "a sum over answers: take their mean, or the step grows with the batch": lambda x, mask: (
-            (x * mask).sum(1) / mask.sum(1)
-        ).sum(),
-        "one number for each answer: take their mean at the end": lambda x, mask: (
-            (x * mask).sum(1) / mask.sum(1)
+        "mask.sum(1)": lambda n, o, a, m, c: -(_min_of(n, o, a, c) * m).sum(1).mean(),
+        "a sum over answers: take their mean, or the step grows with the "
+        "batch": lambda n, o, a, m, c: -_by_answer(_min_of(n, o, a, c), m).sum(),
+        "the larger of the two products is taken: the clip may hold the policy back, "
+        "never flatter it, so torch.minimum": lambda n, o, a, m, c: (
+            -_by_answer(_max_of(n, o, a, c), m).mean()
+        ),
+        "nothing is clipped: compare with the product of the clamped ratio": lambda n, o, a, m, c: (
+            -_by_answer((n - o).exp() * a, m).mean()
+        ),
+        "only the clipped product is left: without the minimum a bad token "
+        "that has become likely is never brought back": lambda n, o, a, m, c: (
+            -_by_answer((n - o).exp().clamp(1 - c, 1 + c) * a, m).mean()
+        ),
+        "the ratio is upside down: new over old, so "
+        "exp(logprobs - old_logprobs)": lambda n, o, a, m, c: (
+            -_by_answer(_min_of(o, n, a, c), m).mean()
+        ),
+        "the ratio is left as a logarithm: take its exp": lambda n, o, a, m, c: (
+            -_by_answer(torch.minimum((n - o) * a, (n - o).clamp(1 - c, 1 + c) * a), m).mean()
+        ),
+        "the clip is meant for 1 - clip to 1 + clip, not for -clip to clip": lambda n, o, a, m, c: (
+            -_by_answer(torch.minimum((n - o).exp() * a, (n - o).exp().clamp(-c, c) * a), m).mean()
         ),
     },
-    success="right: equal to rlhf_edu.losses.answer_mean. One answer, one vote, however long",
-    learns=("x",),
+    success=(
+        "right: equal to rlhf_edu.losses.grpo_loss, gradient included. "
+        "One answer, one vote, however long"
+    ),
+    learns=("logprobs",),
+)
+
+
+_SOLVED = {"solved": numbers([1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 0, 1]), "k": 2}
+
+
+def pass_at_k(solved: Tensor, k: int) -> Tensor:
+    """student(solved (B, n), k) -> (B,): unbiased estimates of pass@k."""
+    return losses.pass_at_k(solved, k)
+
+
+check_pass_at_k = Check(
+    pass_at_k,
+    cases=[_SOLVED, {"solved": numbers([0, 0, 0, 1, 0, 0], [1, 1, 1, 0, 0, 0]), "k": 3}],
+    mistakes={
+        "that is 1 - (1 - c / n)**k, which puts each answer back before the next is drawn: "
+        "biased, too low. Draw without putting back": lambda s, k: 1 - (1 - s.mean(1)) ** k,
+        "that is pass@1, the share of right answers": lambda s, k: s.mean(1),
+        "only the first k answers are looked at: right on average, and far noisier; use all n, "
+        "every set of k": lambda s, k: s[:, :k].amax(1),
+        "that is pass@n: whether any of all answers is right": lambda s, k: s.amax(1),
+        "that is how probably all k are wrong; pass@k is 1 less": lambda s, k: (
+            1 - losses.pass_at_k(s, k)
+        ),
+        "that is how probably all k are *right*; pass@k asks for one right answer": lambda s, k: (
+            1 - losses.pass_at_k(1 - s, k)
+        ),
+        "one number for each prompt: leave the mean over prompts to the reader": lambda s, k: (
+            losses.pass_at_k(s, k).mean()
+        ),
+    },
+    success=(
+        "right: equal to rlhf_edu.losses.pass_at_k. "
+        "Unbiased: every set of k out of the n answers is counted"
+    ),
 )
 
 
