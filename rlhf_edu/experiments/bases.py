@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_edu.engine.checks import OnStep
+from rlhf_edu.engine.devices import fast_in_bf16
 from rlhf_edu.models import new_llama, round_weights
 from rlhf_edu.pretrain import PretrainConfig, pack, pretrain, train_tokenizer
 from rlhf_edu.tinyweb.facts import World
@@ -24,9 +25,9 @@ class Syllabus:
 
 
 BASES = {
-    "0.05M": Syllabus(240_000, 1e-2),
-    "1M": Syllabus(360_000, 6e-3),
-    "6M": Syllabus(360_000, 3e-3),
+    "0.05M": Syllabus(570_000, 1e-2),
+    "1M": Syllabus(950_000, 6e-3),
+    "6M": Syllabus(570_000, 3e-3),
 }
 
 
@@ -57,7 +58,7 @@ def make_base(
     blocks = pack(tokenizer, texts[: pages or reading.pages]).to(device)
     every = SAVE_EVERY if checkpoints else 0
     config = PretrainConfig(
-        lr=reading.lr, seed=seed, bf16=True, checkpoint_every=every, checkpoint_folder=checkpoints
+        lr=reading.lr, seed=seed, bf16=fast_in_bf16(device), checkpoint_every=every, checkpoint_folder=checkpoints
     )
     model, _ = pretrain(model, blocks, config, on_step)
     return round_weights(model), tokenizer
