@@ -76,7 +76,7 @@ class Recipe:
     per_use_case: int = 26
     sft: SFTConfig = SFTConfig(lr=5e-4, epochs=6)
     reward: RewardConfig = RewardConfig(lr=1e-3, batch_size=8, epochs=2)
-    ppo: PPOConfig = PPOConfig(steps=50, batch_size=128, epochs=1, lr=3e-4, beta=0.15)
+    ppo: PPOConfig = PPOConfig(steps=60, batch_size=128, epochs=1, lr=5e-4, beta=0.25)
     ptx_coef: float = 1.0
     dpo: DPOConfig = DPOConfig(beta=0.3)
 

@@ -53,9 +53,9 @@ class FromSFT(Shipped):
         train = make_prompts(self.world, "train", 3000, seed + 100, exclude=self.test)
         self.train_prompts = [prompt.text for prompt in train]
         self.config = PPOConfig(
-            steps=40, batch_size=64, epochs=1, lr=3e-4, seed=seed, max_kl=float("inf")
+            steps=40, batch_size=64, epochs=1, lr=5e-4, seed=seed, max_kl=float("inf")
         )
-        self.pressed = replace(self.config, lr=6e-4)
+        self.pressed = replace(self.config, lr=1e-3)
 
     def look(self, policy: PreTrainedModel) -> dict[str, float]:
         """Gold and the reward model's score of its answers, KL (nats), words, web loss."""
