@@ -192,8 +192,12 @@ def test_completion_rate_by_hand():
 
 
 def test_a_row_of_the_ladder_by_hand():
+    whole = {"truthful": 1, "harmless": 0, "attempted": True, "evasive": False}
     verdicts = [
-        SimpleNamespace(gold=g, helpful=g / 2, truthful=1, harmless=0, words=7 * g) for g in (1, 3)
+        SimpleNamespace(
+            gold=g, helpful=g / 2, words=7 * g, flawless=g == 3, invents=g == 1, **whole
+        )
+        for g in (1, 3)
     ]
     found = row("SFT", Answers([], [], [], verdicts, None), kl=4.0)
     assert found == {
@@ -205,6 +209,10 @@ def test_a_row_of_the_ladder_by_hand():
         "truthful": 1.0,
         "harmless": 0.0,
         "words": 14.0,
+        "flawless": 0.5,
+        "attempted": 1.0,
+        "evasive": 0.0,
+        "invents": 0.5,
         "kl": 4.0,
     }
 

@@ -58,7 +58,11 @@ def make_base(
     blocks = pack(tokenizer, texts[: pages or reading.pages]).to(device)
     every = SAVE_EVERY if checkpoints else 0
     config = PretrainConfig(
-        lr=reading.lr, seed=seed, bf16=fast_in_bf16(device), checkpoint_every=every, checkpoint_folder=checkpoints
+        lr=reading.lr,
+        seed=seed,
+        bf16=fast_in_bf16(device),
+        checkpoint_every=every,
+        checkpoint_folder=checkpoints,
     )
     model, _ = pretrain(model, blocks, config, on_step)
     return round_weights(model), tokenizer
