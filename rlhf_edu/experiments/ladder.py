@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -165,11 +166,17 @@ class Ladder:
                 self.seed,
                 self.recipe.pages,
                 self.bar("base"),
+                checkpoints=str(self.base_folder()),
                 device=self.device,
             )
         self.models["base"] = base.to(self.device)
         self.web_blocks = pack(self.tokenizer, self.web_test).to(self.device)
         self.prefix = ""
+
+    def base_folder(self) -> Path:
+        """Where the checkpoints of this world's base model are: it takes an hour to make."""
+        name = f"base-{self.recipe.size}-world-{self.world.seed}-seed-{self.seed}"
+        return data_folder().parent / "build" / (name + f"-{self.recipe.pages or 'all'}-pages")
 
     def choose_examples(self) -> None:
         """Few-shot: of four sets of training examples take the one that serves validation best."""
