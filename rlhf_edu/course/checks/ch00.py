@@ -19,7 +19,7 @@ check_gold = Check(
     cases=[
         dict(zip(_NAMES, parts, strict=True))
         for parts in (
-            (1.0, 1.0, 1.0, 1.0),  # a plain right answer
+            (1.0, 1.0, 1.0, 1.0),  # an answer that lacks nothing
             (0.0, 0.0, 1.0, 1.0),  # a false one
             (0.6, 0.5, 0.0, 0.66),
             (0.15, 0.75, 1.0, 0.32),
