@@ -37,6 +37,7 @@ GAMMAS = (0.3, 1.0)
 DPO_BETAS = (0.1, 0.3, 1.0)
 BETA = 0.05  # of the runs with pretraining gradients; 40 times it is among the BETAS
 LONG, EVERY = 80, 10  # pressed steps without a price, and how often to look
+EARLY = (4, 6, 8)  # more looks at the beginning, where gold turns
 PRESSED = 50  # pressed steps at each of the other prices
 PRICES = (*BETAS, 8.0)  # of the pressed runs: from none to one that holds the policy where it is
 SHOWN = 6  # answers of every run are stored
@@ -120,8 +121,9 @@ def without_penalty(start: FromSFT) -> dict[str, Any]:
     found = [{"step": 0, **start.look(start.sft)}]
 
     def look(record: dict[str, Any]) -> None:
-        if (record["step"] + 1) % EVERY == 0:
-            found.append({"step": record["step"] + 1, **start.look(roles.policy)})
+        step = record["step"] + 1
+        if step in EARLY or step % EVERY == 0:
+            found.append({"step": step, **start.look(roles.policy)})
 
     train_ppo(roles, start.tokenizer, start.train_prompts, config, look)
     return {"steps": found, **start.measure(roles.policy)}
