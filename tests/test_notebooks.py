@@ -435,3 +435,19 @@ def same():
 def test_outputs_are_compared_with_tolerance(same, stored: str, fresh: str, equal: bool) -> None:
     assert same(stored, fresh) is equal
     assert same(fresh, stored) is equal
+
+
+def test_the_glossary_has_a_word_in_each_language_for_what_chapters_teach() -> None:
+    text = (ROOT / "notebooks" / "GLOSSARY.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    table = [row for row in rows if len(row) == 6][2:]
+    terms = [row[0] for row in table]
+    assert all(all(row) for row in table) and terms == sorted(set(terms), key=str.lower)
+    taught = {path.name[:2] for path in NOTEBOOKS}
+    assert {chapter for row in table for chapter in row[5].split(", ")} <= taught
+    # Whoever looks up a word of chapter 00 finds it here too.
+    first = words(tools.read(NOTEBOOKS[0])).lower().split("### glossary")[1]
+    first = re.findall(r"^\| ([^|]+?) \| [^|]+ \| \d\d \|$", first, re.MULTILINE)
+    asked = {word for words in first for word in re.split("[,;] ", words)}
+    missing = {word for word in asked if word not in text.lower()}
+    assert len(asked) > 25 and not missing, missing
