@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         command("gpu-check", "Measure and test all that needs a GPU.", "In eight minutes.", False)
     )
     more = "It reads stored results, in seconds."
-    command("findings", "Print what the papers found, and what happened here.", more, device=False)
+    text = "Print what the papers found, and what happened here."
+    register = command("findings", text, more, device=False)
+    register.add_argument("--write", action="store_true", help="Write FINDINGS.md instead.")
     text, more = "Show which exercises are solved in my/.", "It takes a minute at most."
     command("progress", text, more, device=False)
     text, more = "Judge the exercises of a class's notebooks.", "It takes seconds a notebook."
@@ -181,9 +183,14 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
 
         gpu_check(**{k: v for k, v in vars(options).items() if k != "command"})
     elif options.command == "findings":
-        from rlhf_edu.experiments.findings import findings
+        from rlhf_edu import data_folder
+        from rlhf_edu.experiments.findings import findings, findings_page
+        from rlhf_edu.files import write_text
 
-        print(findings())
+        if options.write:
+            write_text(data_folder().parent / "FINDINGS.md", findings_page())
+        else:
+            print(findings())
     elif options.command == "progress":
         from rlhf_edu.course.copies import my_folder
         from rlhf_edu.course.grading import progress
