@@ -59,9 +59,10 @@ def chapter(cells: list):
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two small chapters, as the course has them."""
     monkeypatch.setattr(editions, "data_folder", lambda: tmp_path / "data")
-    for place in ("rlhf_edu/ppo.py", "README.md"):
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / place, tmp_path / place)
+    (tmp_path / "rlhf_edu").mkdir()
+    shutil.copy(ROOT / "rlhf_edu" / "ppo.py", tmp_path / "rlhf_edu")
+    badges = "<!-- badges -->\n![a](https://example.org/badge.svg)\n<!-- /badges -->"
+    (tmp_path / "README.md").write_text(f"# A course\n\n{badges}\n\nOpening.\n\n## More\n")
     editions.write(tmp_path / "notebooks" / "42_small.ipynb", chapter(small()))
     other = chapter([new_markdown_cell("# 43 · Next")])
     editions.write(tmp_path / "notebooks" / "43_next.ipynb", other)
@@ -79,7 +80,7 @@ def deck(cells: list) -> list[list]:
 
 def test_a_prediction_comes_with_its_answer_for_the_speaker() -> None:
     _, asked, *_ = deck(small())
-    notes = "\n".join(c.source for c in asked if slides._kind(c) == "notes")
+    notes = "\n".join(c.source for c in asked if slides.kind(c) == "notes")
     assert "**Predict**: what rises?" in notes and "More words" not in notes
     assert "Gold rises by 2.\n\nGold does, $x^2$." in notes and "And so on" not in notes
 
@@ -95,7 +96,7 @@ def test_the_lecture_shows_no_solution_and_no_attempt() -> None:
     shown = "".join(json.dumps(c) for slide in deck(small()) for c in slide)
     assert "check_x" in shown and "5 minutes for the exercise" in shown
     assert not re.search("not attempted|solution|helper|details", shown)
-    assert slides._kind(deck(small())[-1][-1]) == "notes"  # the answers to the three questions
+    assert slides.kind(deck(small())[-1][-1]) == "notes"  # the answers to the three questions
 
 
 def test_the_short_path_is_marked_and_takes_the_minutes_of_the_lecture() -> None:
@@ -115,7 +116,7 @@ def test_every_chapter_has_a_short_path_that_fits_its_minutes(path: Path) -> Non
     assert any(slides.MINUTES.search(c.source) for c in notebook.cells[:3])
     minutes = slides.minutes(notebook)
     slides.lecture(notebook)
-    starts = [c for c in notebook.cells if slides._kind(c) == "slide"]
+    starts = [c for c in notebook.cells if slides.kind(c) == "slide"]
     short = [c for c in starts if c.metadata.slideshow.data.get("state")]
     assert minutes / 3 < len(short) < min(1.2 * minutes, len(starts))
     asked = [c.source for c in notebook.cells if "**What comes out**" in c.source]

@@ -15,11 +15,12 @@ from nbformat import NotebookNode
 
 from rlhf_edu.course.copies import linked
 from rlhf_edu.course.editions import checkout, find, read, write
-from rlhf_edu.course.slides import packaged
-from rlhf_edu.files import write_text
+from rlhf_edu.course.slides import kind, packaged
+from rlhf_edu.files import new_folder, write_text
 
 CODE = "code"  # the folder of the pages that show source files
 FILE_LINK = re.compile(rf"\]\({CODE}/([^)]+)\)")
+BADGES = re.compile("<!-- badges -->.*?<!-- /badges -->", re.DOTALL)  # pictures from the web
 STYLE = """body {
   --mystnb-source-bg-color: var(--color-code-background);
   --mystnb-source-border-color: var(--color-background-border);
@@ -57,8 +58,8 @@ def site() -> None:
     source = build / "site-source"
     shutil.rmtree(source, ignore_errors=True)
     write_sources(source)
-    shutil.rmtree(build / "site", ignore_errors=True)
-    build_html(source, build / "site")
+    with new_folder(build / "site") as target:
+        build_html(source, target)
     print((build / "site" / "index.html").relative_to(checkout()).as_posix())
 
 
@@ -74,14 +75,13 @@ def build_html(source: Path, target: Path) -> None:
             outdir=target,
             doctreedir=source / ".doctrees",
             buildername="html",
-            confoverrides=SETTINGS,
+            confoverrides=dict(SETTINGS),
             status=None,
             warning=sys.stderr,
             warningiserror=True,
         )
         app.build()
     if app.statuscode:
-        shutil.rmtree(target)
         raise RuntimeError("the site has faults, such as dead links: see above")
 
 
@@ -113,13 +113,9 @@ def page(notebook: NotebookNode) -> NotebookNode:
             cell.outputs = []  # "not attempted yet"
         if "solution" in tags:
             cell.metadata.tags = ["hide-cell"]
-        elif "figure" in tags or _skipped(cell):
+        elif "figure" in tags or kind(cell) == "skip":
             cell.metadata.tags = ["hide-input"]
     return notebook
-
-
-def _skipped(cell: NotebookNode) -> bool:
-    return cell.metadata.get("slideshow", {}).get("slide_type") == "skip"
 
 
 def site_links(text: str) -> str:
@@ -138,6 +134,7 @@ def code_page(name: str) -> str:
 def first_page(chapters: list[Path], texts: list[Path], files: list[str]) -> str:
     """What the README begins with, and the tables of contents."""
     opening = (checkout() / "README.md").read_text(encoding="utf-8").split("\n## ")[0]
+    opening = BADGES.sub("", opening)
     parts = {
         "Chapters": [path.stem for path in chapters],
         "More": [path.stem for path in texts],

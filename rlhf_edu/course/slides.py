@@ -132,7 +132,7 @@ def on_screen(cell: NotebookNode) -> NotebookNode | None:
     tags = cell.metadata.get("tags", [])
     if "answer" in tags and cell.source.startswith("<details>"):
         return note(re.sub(r"</?details>|<summary>.*?</summary>", "", cell.source))
-    if "solution" in tags or _kind(cell) == "skip":
+    if "solution" in tags or kind(cell) == "skip":
         return None
     if "exercise" in tags:
         cell.outputs = []
@@ -143,7 +143,7 @@ def with_notes(cells: Sequence[NotebookNode]) -> Iterator[NotebookNode]:
     """The cells, and behind what asks the class for something a note on it."""
     for i, cell in enumerate(cells):
         yield cell
-        if cell.cell_type != "markdown" or _kind(cell) == "notes":
+        if cell.cell_type != "markdown" or kind(cell) == "notes":
             continue
         if asked := PREDICT.search(cell.source):
             yield note(f"{asked[0]}\n\n**What comes out**\n\n{outcome(cells[i + 1 :])}")
@@ -175,7 +175,7 @@ def slides_of(cells: Iterable[NotebookNode]) -> list[list[NotebookNode]]:
     """Cells, slide by slide."""
     deck: list[list[NotebookNode]] = []
     for cell in cells:
-        if not deck or _kind(cell) in ("slide", "subslide"):
+        if not deck or kind(cell) in ("slide", "subslide"):
             deck.append([])
         deck[-1].append(cell)
     return deck
@@ -185,7 +185,7 @@ def on_short_path(slide: Sequence[NotebookNode]) -> bool:
     """Whether a slide begins a section, asks for a prediction, or has a figure; no exercise."""
     if any(EXERCISE.search(cell.source) for cell in slide):
         return False
-    section = _kind(slide[0]) == "slide" and slide[0].cell_type == "markdown"
+    section = kind(slide[0]) == "slide" and slide[0].cell_type == "markdown"
     if section or any(PREDICT.search(cell.source) for cell in slide):
         return True
     return any("image/png" in o.get("data", {}) for c in slide for o in c.get("outputs", []))
@@ -196,5 +196,6 @@ def note(text: str) -> NotebookNode:
     return new_markdown_cell(text, metadata={"slideshow": {"slide_type": "notes"}})
 
 
-def _kind(cell: NotebookNode) -> str:
+def kind(cell: NotebookNode) -> str:
+    """Its place in the lecture: slide, subslide, fragment, notes, skip, or - for none."""
     return cell.metadata.get("slideshow", {}).get("slide_type", "-")
