@@ -72,10 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "Run the notebooks, or derive editions of them."
     books = command("notebooks", text, "It takes minutes.", device=False)
     books.add_argument(
-        "what", choices=["execute", "copies", "handouts", "slides"], help="What to do."
+        "what", choices=["execute", "copies", "handouts", "slides", "site"], help="What to do."
     )
     books.add_argument("names", nargs="*", help="Which, such as 05; without any, all of them.")
-    books.add_argument("--reveal-prefix", metavar="URL", help="For slides: where reveal.js is.")
     return parser
 
 
@@ -257,10 +256,12 @@ def _train(command: str, rest: list[str]) -> int:
 
 
 def _notebooks(options: argparse.Namespace) -> None:
-    from rlhf_edu.course import copies, editions
+    from rlhf_edu.course import copies, editions, site, slides
 
     if options.what == "slides":
-        editions.slides(options.names, options.reveal_prefix)
+        slides.slides(options.names)
+    elif options.what == "site":
+        site.site()
     elif options.what == "execute":
         editions.execute(options.names)
     elif options.what == "handouts":
