@@ -71,10 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     marks.add_argument("folder", type=Path, metavar="FOLDER", help="Notebooks, in any order.")
     text = "Run the notebooks, or derive editions of them."
     books = command("notebooks", text, "It takes minutes.", device=False)
-    books.add_argument(
-        "what", choices=["execute", "copies", "handouts", "slides", "site"], help="What to do."
-    )
+    what = ["execute", "copies", "handouts", "slides", "site", "colab", "badges"]
+    books.add_argument("what", choices=what, help="What to do.")
     books.add_argument("names", nargs="*", help="Which, such as 05; without any, all of them.")
+    more = "For colab and badges: on GitHub (default: that of Git's remote `origin`)."
+    books.add_argument("--repository", metavar="OWNER/NAME", help=more)
     return parser
 
 
@@ -256,7 +257,7 @@ def _train(command: str, rest: list[str]) -> int:
 
 
 def _notebooks(options: argparse.Namespace) -> None:
-    from rlhf_edu.course import copies, editions, site, slides
+    from rlhf_edu.course import cloud, copies, editions, site, slides
 
     if options.what == "slides":
         slides.slides(options.names)
@@ -266,6 +267,10 @@ def _notebooks(options: argparse.Namespace) -> None:
         editions.execute(options.names)
     elif options.what == "handouts":
         copies.handouts(options.names)
+    elif options.what == "colab":
+        cloud.colab(options.names, cloud.repository(options.repository))
+    elif options.what == "badges":
+        print(cloud.put_badges(cloud.repository(options.repository)))
     else:
         copies.copies()
 

@@ -179,6 +179,16 @@ def test_environment_draws_on_pyproject_and_constraints() -> None:
     assert requirement_names(re.sub(r"^\s*- ", "", conda, flags=re.M)) == {"python", "pip"}
 
 
+def test_every_python_that_is_promised_is_tested() -> None:
+    promised = [f"3.{minor}" for minor in range(10, 15)]
+    assert f"Python {promised[0]} to {promised[-1]}" in read("README.md")
+    assert f'requires-python = ">={promised[0]}"' in read("pyproject.toml")
+    assert f'target-version = "py{promised[0].replace(".", "")}"' in read("pyproject.toml")
+    assert set(promised) == set(re.findall(r'"(3\.\d+)"', read(".github/workflows/ci.yml")))
+    assert set(promised) == set(re.findall(r"python(3\.\d+)[ ;]", read("Makefile")))
+    assert read("binder/runtime.txt").removeprefix("python-").strip() in promised
+
+
 def test_ci_runs_the_test_command() -> None:
     commands = [line for line in read(".ci/run").splitlines() if not line.startswith("#")]
     assert commands == [
