@@ -6,7 +6,8 @@
 # make build      rebuild everything in data/ from nothing
 # make notebooks  run the notebooks and store what they show; ARGS=05 runs one
 # make handouts   build/handouts: the same copies, to give away
-# make slides     build/slides: the notebooks as lectures
+# make slides     build/slides: the notebooks as lectures, in a folder that needs no network
+# make site       build/site: the notebooks as a book with search, for a browser
 # make lint       style checks
 #
 # PYTHON=python3.12 chooses another Python (3.10 or newer) to make .venv with; VENV=folder another
@@ -30,8 +31,8 @@ LAB := --LabApp.default_url=/lab/tree/my/$(notdir $(firstword $(NOTEBOOKS))) \
 # Jupyter refuses to run as root, which is who one is in a container.
 LAB += $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help install lab test test-unit test-notebooks ladder build notebooks handouts slides lint \
-	constraints
+.PHONY: help install lab test test-unit test-notebooks ladder build notebooks handouts slides site \
+	lint constraints
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -73,8 +74,15 @@ build: $(INSTALLED)
 notebooks: $(INSTALLED)
 	$(BIN)/python -m rlhf_edu notebooks execute $(ARGS)
 
-handouts slides: $(INSTALLED)
+handouts slides site: $(INSTALLED)
 	$(BIN)/python -m rlhf_edu notebooks $@ $(ARGS)
+
+# What only a lecturer needs is installed when it is first asked for.
+slides: $(INSTALLED)-lecture
+site: $(INSTALLED)-site
+$(INSTALLED)-%: $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[$*]"
+	@touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         command("gpu-check", "Measure and test all that needs a GPU.", "In eight minutes.", False)
     )
     more = "It reads stored results, in seconds."
-    command("findings", "Print what the papers found, and what happened here.", more, device=False)
+    text = "Print what the papers found, and what happened here."
+    register = command("findings", text, more, device=False)
+    register.add_argument("--write", action="store_true", help="Write FINDINGS.md instead.")
     text, more = "Show which exercises are solved in my/.", "It takes a minute at most."
     command("progress", text, more, device=False)
     text, more = "Judge the exercises of a class's notebooks.", "It takes seconds a notebook."
@@ -69,11 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     marks.add_argument("folder", type=Path, metavar="FOLDER", help="Notebooks, in any order.")
     text = "Run the notebooks, or derive editions of them."
     books = command("notebooks", text, "It takes minutes.", device=False)
-    books.add_argument(
-        "what", choices=["execute", "copies", "handouts", "slides"], help="What to do."
-    )
+    what = ["execute", "copies", "handouts", "slides", "site", "colab", "badges"]
+    books.add_argument("what", choices=what, help="What to do.")
     books.add_argument("names", nargs="*", help="Which, such as 05; without any, all of them.")
-    books.add_argument("--reveal-prefix", metavar="URL", help="For slides: where reveal.js is.")
+    more = "For colab and badges: on GitHub (default: that of Git's remote `origin`)."
+    books.add_argument("--repository", metavar="OWNER/NAME", help=more)
     return parser
 
 
@@ -181,9 +183,14 @@ def _run(options: argparse.Namespace, rest: list[str], parser: argparse.Argument
 
         gpu_check(**{k: v for k, v in vars(options).items() if k != "command"})
     elif options.command == "findings":
-        from rlhf_edu.experiments.findings import findings
+        from rlhf_edu import data_folder
+        from rlhf_edu.experiments.findings import findings, findings_page
+        from rlhf_edu.files import write_text
 
-        print(findings())
+        if options.write:
+            write_text(data_folder().parent / "FINDINGS.md", findings_page())
+        else:
+            print(findings())
     elif options.command == "progress":
         from rlhf_edu.course.copies import my_folder
         from rlhf_edu.course.grading import progress
@@ -251,14 +258,20 @@ def _train(command: str, rest: list[str]) -> int:
 
 
 def _notebooks(options: argparse.Namespace) -> None:
-    from rlhf_edu.course import copies, editions
+    from rlhf_edu.course import cloud, copies, editions, site, slides
 
     if options.what == "slides":
-        editions.slides(options.names, options.reveal_prefix)
+        slides.slides(options.names)
+    elif options.what == "site":
+        site.site()
     elif options.what == "execute":
         editions.execute(options.names)
     elif options.what == "handouts":
         copies.handouts(options.names)
+    elif options.what == "colab":
+        cloud.colab(options.names, cloud.repository(options.repository))
+    elif options.what == "badges":
+        print(cloud.put_badges(cloud.repository(options.repository)))
     else:
         copies.copies()
 

@@ -9,7 +9,16 @@ import torch
 
 from rlhf_edu import __main__, data_folder
 from rlhf_edu.data import read_rankings
-from rlhf_edu.experiments import EXPERIMENTS, best_of_n, exact, findings, fresh, grouping, rl
+from rlhf_edu.experiments import (
+    EXPERIMENTS,
+    best_of_n,
+    counted,
+    exact,
+    findings,
+    fresh,
+    grouping,
+    rl,
+)
 from rlhf_edu.experiments.grid import above, by_seed, cell_name, each_seed, run_grid
 from rlhf_edu.intervals import over_seeds
 
@@ -83,14 +92,60 @@ def test_interval_over_seeds_by_hand():
 
 
 def test_findings_are_judged_from_stored_tables_or_say_how_to_run(monkeypatch, tmp_path):
-    words = findings.findings()
-    assert "verdict: reproduced" in words.split("F38")[1].split("\n\n")[0]
+    said = {finding.name: words for finding, words in findings.register()}
+    assert said["F38"]["verdict"] == "reproduced" and said["F38"]["runs"].startswith("5 seeds")
     monkeypatch.setattr(findings, "data_folder", lambda: tmp_path)
-    assert findings.findings().count("not run: python -m rlhf_edu experiment") >= 4
+    said = {finding.name: words for finding, words in findings.register()}
+    assert said["F38"]["verdict"] == "not run"
     stored = {"cells": {"a": {}}, "planned": ["a", "b"], "command": "go on"}
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "exact.json").write_text(json.dumps(stored))
     assert "1 of 2 runs are done; go on" in findings.findings()
+
+
+def test_the_register_holds_every_finding_once_and_its_page_is_up_to_date():
+    names = [finding.name for finding, _ in findings.register()]
+    assert names == [f"F{i}" for i in range(1, 50)]
+    page = (data_folder().parent / "FINDINGS.md").read_text(encoding="utf-8")
+    assert page == findings.findings_page(), "python -m rlhf_edu findings --write"
+
+
+def test_what_can_be_counted_by_other_ways():
+    random = torch.Generator().manual_seed(3)
+    found = {kind: counted.RUNS[kind](random) for kind in ("agreement", "cycle", "best_of_n_law")}
+    assert found["agreement"]["agreement"] == pytest.approx(0.726, abs=2e-3)
+    assert found["cycle"]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert found["best_of_n_law"]["many, n 4: KL over the formula"] == pytest.approx(1, abs=1e-3)
+    assert found["best_of_n_law"]["six, n 4: KL over the formula"] < 1
+    found = counted.rubbish(random)
+    assert found["forward likelihood"] > found["reverse likelihood"]
+    assert found["forward valid"] < found["reverse valid"]
+    assert counted.policy_gradient(random)["largest error, in standard errors"] < 5
+    assert counted.dpo_gradient(random)["largest difference"] < 1e-12
+
+
+SPOILT = {  # what no run should have measured
+    "rubbish": {"forward valid": 1.0, "forward likelihood": -999.0},
+    "agreement": {"perfect model": 0.9},
+    "cycle": {"loss": 0.62},
+    "policy_gradient": {"largest error, in standard errors": 9.0},
+    "clipping": {"clip inf, epochs 10": 2.0},
+    "kl_estimators": {"k3 1 spread": 2.0},
+    "best_of_n_law": {"six, n 4: KL over the formula": 1.1},
+    "dpo_gradient": {"largest difference": 0.1},
+    "ipo": {"IPO 1": 0.9},
+}
+
+
+def test_verdicts_on_what_is_counted_can_be_no():
+    table = json.loads((data_folder() / "results" / "counted.json").read_text(encoding="utf-8"))
+    cells = table["cells"]
+    spoilt = {
+        key: cell | {"found": cell["found"] | SPOILT[cell["kind"]]} for key, cell in cells.items()
+    }
+    for finding in counted.FINDINGS:
+        assert finding.judge(cells)[1] != "not reproduced"
+        assert finding.judge(spoilt)[1] == "not reproduced", finding.name
 
 
 def test_a_finding_can_fail():
@@ -258,4 +313,4 @@ def test_an_experiment_goes_by_its_name_or_by_a_finding(monkeypatch, capsys) -> 
         assert __main__.main(["experiment", name, "--seeds", "3"]) == 0
         assert capsys.readouterr().out == "ran with 3\n"
     assert __main__.main(["experiment", "F999"]) == 2
-    assert "no experiment F999; choose best_of_n, exact" in capsys.readouterr().err
+    assert "no experiment F999; choose best_of_n, counted, exact" in capsys.readouterr().err

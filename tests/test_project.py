@@ -41,8 +41,8 @@ def requirement_names(text: str) -> set[str]:
 
 
 def pyproject_requirements() -> list[str]:
-    # Python 3.10 has no tomllib; the three lists are simple enough to read by pattern.
-    lists = ("dependencies", *EXTRAS)
+    # Python 3.10 has no tomllib; the lists are simple enough to read by pattern.
+    lists = ("dependencies", *EXTRAS, "lecture", "site")
     bodies = [
         re.search(rf"^{name} = \[(.*?)\]", read("pyproject.toml"), re.M | re.S) for name in lists
     ]
@@ -179,6 +179,16 @@ def test_environment_draws_on_pyproject_and_constraints() -> None:
     assert requirement_names(re.sub(r"^\s*- ", "", conda, flags=re.M)) == {"python", "pip"}
 
 
+def test_every_python_that_is_promised_is_tested() -> None:
+    promised = [f"3.{minor}" for minor in range(10, 15)]
+    assert f"Python {promised[0]} to {promised[-1]}" in read("README.md")
+    assert f'requires-python = ">={promised[0]}"' in read("pyproject.toml")
+    assert f'target-version = "py{promised[0].replace(".", "")}"' in read("pyproject.toml")
+    assert set(promised) == set(re.findall(r'"(3\.\d+)"', read(".github/workflows/ci.yml")))
+    assert set(promised) == set(re.findall(r"python(3\.\d+)[ ;]", read("Makefile")))
+    assert read("binder/runtime.txt").removeprefix("python-").strip() in promised
+
+
 def test_ci_runs_the_test_command() -> None:
     commands = [line for line in read(".ci/run").splitlines() if not line.startswith("#")]
     assert commands == [
@@ -189,10 +199,12 @@ def test_ci_runs_the_test_command() -> None:
     assert os.name == "nt" or os.access(ROOT / ".ci/run", os.X_OK)
 
 
-@pytest.mark.parametrize("target", ["lab", "test", "test-unit", "ladder", "build", "lint"])
+@pytest.mark.parametrize(
+    "target", ["lab", "test", "test-unit", "ladder", "build", "slides", "site", "lint"]
+)
 def test_makefile_has_the_documented_targets(target: str) -> None:
     makefile = read("Makefile")
-    assert re.search(rf"^{target}:", makefile, re.M)
+    assert re.search(rf"^(\w+ )*{target}:", makefile, re.M)
     assert re.search(rf"^# make {target} ", makefile, re.M)
 
 

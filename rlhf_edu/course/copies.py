@@ -90,7 +90,10 @@ def student_edition(notebook: NotebookNode, chapter: str, root: str = "..") -> N
         if "answer" not in tags or cell.source.startswith("<details>"):
             cells.append(cell)
     notebook.cells = cells
-    first = next(cell for cell in cells if cell.cell_type == "code")
+    # Not before the course is there, where a cell installs it.
+    first = next(
+        c for c in cells if c.cell_type == "code" and "install" not in c.metadata.get("tags", [])
+    )
     first.source = f"from rlhf_edu.course import hint, solution\n{first.source}"
     digest = hashlib.sha256(nbformat.writes(notebook, version=4).encode()).hexdigest()
     notebook.metadata[NAME] = NotebookNode(edition=digest[:12])

@@ -1,10 +1,10 @@
-"""Notebooks as files: run and store them, and derive slides from them.
+"""Notebooks as files: find, run and store them.
 
     python -m rlhf_edu notebooks execute  [05 …]    run top to bottom, keep the outputs
-    python -m rlhf_edu notebooks slides   [05 …]    build/slides: one HTML page a chapter
 
-The committed notebook is the source of both, and of the student's edition (`copies`). Running it
-again gives the same bytes, so that a change in a diff is a change in the notebook.
+The committed notebook is the source of every edition: the student's (`copies`), the lecture
+(`slides`) and the book (`site`). Running it again gives the same bytes, so that a change in a diff
+is a change in the notebook.
 """
 
 import asyncio
@@ -22,7 +22,6 @@ from rlhf_edu.files import write_text
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-LEFT_OUT = {"solution", "answer"}  # tags of cells that a lecture does not have
 CELL_SECONDS, NOTEBOOK_SECONDS = 600, 1200
 
 
@@ -127,65 +126,3 @@ def _normal_outputs(outputs: list[Any], count: int) -> list[Any]:
             output.execution_count = count
         kept.append(output)
     return kept
-
-
-# --- slides ------------------------------------------------------------------------------------
-
-
-def slides(names: Sequence[str] = (), reveal_prefix: str | None = None) -> None:
-    """Write the lectures to build/slides, one HTML page each.
-
-    The pages take reveal.js, MathJax, jQuery and require.js from the web, unless `reveal_prefix`
-    names a folder that has them, such as node_modules after
-    `npm install reveal.js@4 mathjax@2 jquery@3 requirejs@2`. Another address or folder is taken
-    as the place of reveal.js alone.
-    """
-    from nbconvert import SlidesExporter
-
-    exporter = SlidesExporter(**slide_settings(reveal_prefix))
-    for path in find(names):
-        resources = {"metadata": {"name": path.stem}}
-        page, _ = exporter.from_notebook_node(lecture(read(path)), resources)
-        target = checkout() / "build" / "slides" / f"{path.stem}.html"
-        write_text(target, page)
-        print(target.relative_to(checkout()).as_posix())
-
-
-def slide_settings(reveal_prefix: str | None) -> dict[str, Any]:
-    """Settings of nbconvert's SlidesExporter; see `slides` for the prefix."""
-    from traitlets.config import Config
-
-    hidden = {"enabled": True, "remove_input_tags": ["figure"]}
-    settings: dict[str, Any] = {
-        "reveal_theme": "white",  # the one theme that fetches no fonts
-        "reveal_transition": "none",
-        "reveal_number": "c/t",
-        "reveal_scroll": True,
-        "exclude_input_prompt": True,
-        "exclude_output_prompt": True,
-        # A cell tagged `figure` only draws: the lecture shows the picture without the code.
-        "config": Config({"TagRemovePreprocessor": hidden}),
-    }
-    if reveal_prefix is None:
-        return settings
-    folder = Path(reveal_prefix)
-    if not (folder / "reveal.js" / "dist").is_dir():
-        return settings | {"reveal_url_prefix": reveal_prefix}
-    base = folder.resolve().as_uri()
-    return settings | {
-        "reveal_url_prefix": f"{base}/reveal.js",
-        "jquery_url": f"{base}/jquery/dist/jquery.min.js",
-        "require_js_url": f"{base}/requirejs/require.js",
-        "mathjax_url": f"{base}/mathjax/MathJax.js?config=TeX-AMS_CHTML-full,Safe",
-        "font_awesome_url": "",
-        "mermaid_js_url": "",
-        "jupyter_widgets_base_url": "",
-    }
-
-
-def lecture(notebook: NotebookNode) -> NotebookNode:
-    """Return the notebook, changed in place, without what is not for the screen."""
-    notebook.cells = [
-        cell for cell in notebook.cells if not LEFT_OUT & set(cell.metadata.get("tags", []))
-    ]
-    return notebook

@@ -18,4 +18,4 @@ __all__, __getattr__ = lazy(
 )
 
 # The modules that hold a grid and its findings: `python -m rlhf_edu experiment NAME`.
-EXPERIMENTS = ("best_of_n", "exact", "fresh", "grouping", "rl", "sft", "sizes")
+EXPERIMENTS = ("best_of_n", "counted", "exact", "fresh", "grouping", "rl", "sft", "sizes")

@@ -321,18 +321,21 @@ FINDINGS = [
         "labelers who like length make a model that writes longer",
         "a shorter text that is better is chosen by the reward model in 62.6 %, by people in 76.4 %"
         " (Stiennon)",
+        "words of the best of 64 rise with the taste, interval above zero",
         _length,
     ),
     grid.Finding(
         "F22",
         "more labels and a larger reward model leave more gold to gain",
         "Gao et al. 3.2, 3.3, figures; near chance below about 2,000 comparisons",
+        "both gains in gold above zero by interval",
         _better_reward_models,
     ),
     grid.Finding(
         "F37",
         "labelers who reward humility make a model that hedges",
         "in words (InstructGPT 4.3)",
+        "share of hedged sentences rises with the taste, interval above zero",
         _hedging,
     ),
 ]

@@ -102,6 +102,7 @@ FINDINGS = [
         "F38",
         "DPO and RL with a KL penalty end at one closed form",
         "exact, DPO Eq. 4-7",
+        "total variation below 0.001 for every seed, and the wrong sum is off by 0.05 or more",
         _closed_form,
     )
 ]

@@ -1,12 +1,24 @@
-"""What the papers found and what happened here: `python -m rlhf_edu findings`."""
+"""What the papers found and what happened here: `python -m rlhf_edu findings [--write]`.
+
+This is the one place where a verdict is spoken; `FINDINGS.md` holds the same words.
+"""
 
 import importlib
 import json
 from types import ModuleType
+from typing import Any
 
 from rlhf_edu import data_folder
 from rlhf_edu.experiments import EXPERIMENTS
+from rlhf_edu.experiments.claims import CLAIMS, Claim
 from rlhf_edu.experiments.grid import Finding
+
+HEAD = """# Forty-nine findings, and what became of them here
+
+Written by `python -m rlhf_edu findings --write` from the tables in `data/results`; a test keeps
+both in step. No criterion was loosened after its run. Intervals are 95 %, over seeds; where a
+finding is exact, seeds are draws.
+"""
 
 
 def experiment(name: str) -> ModuleType:
@@ -23,25 +35,58 @@ def experiment(name: str) -> ModuleType:
     raise ValueError(f"there is no experiment {name}; choose {known}, or a finding such as F20")
 
 
-def findings() -> str:
-    """Every finding that an experiment can judge: claim, paper, ours, verdict, command."""
-    found = []
+def register() -> list[tuple[Finding | Claim, dict[str, str]]]:
+    """Every finding, F1 to F49, with what there is to say of it, by what it is."""
+    found: list[tuple[Finding | Claim, dict[str, str]]] = [(one, _shown(one)) for one in CLAIMS]
     for name in EXPERIMENTS:
         path = data_folder() / "results" / f"{name}.json"
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        for finding in experiment(name).FINDINGS:
-            found.append((finding, _lines(finding, name, stored)))
-    found.sort(key=lambda pair: int(pair[0].name[1:]))
-    return "\n\n".join(lines for _, lines in found)
+        found += [(one, _judged(one, name, stored)) for one in experiment(name).FINDINGS]
+    return sorted(found, key=lambda pair: int(pair[0].name[1:]))
 
 
-def _lines(finding: Finding, name: str, stored: dict | None) -> str:
-    head = f"{finding.name:<5}{finding.claim}\n     paper:   {finding.paper}\n"
+def _shown(claim: Claim) -> dict[str, str]:
+    where = f"; chapter {claim.chapter} shows it once" if claim.chapter else ""
+    return {"verdict": f"not measured over seeds yet{where}"}
+
+
+def _judged(finding: Finding, name: str, stored: dict[str, Any] | None) -> dict[str, str]:
     if stored is None:
-        return f"{head}     not run: python -m rlhf_edu experiment {name}"
-    missing = [key for key in stored["planned"] if key not in stored["cells"]]
+        return {"verdict": "not run", "command": f"python -m rlhf_edu experiment {name}"}
+    planned, cells = stored["planned"], stored["cells"]
+    missing = [key for key in planned if key not in cells]
     if missing:
-        done = f"{len(stored['planned']) - len(missing)} of {len(stored['planned'])} runs"
-        return f"{head}     {done} are done; go on: {stored['command']}"
-    ours, verdict = finding.judge(stored["cells"])
-    return f"{head}     ours:    {ours}\n     verdict: {verdict}\n     {stored['command']}"
+        done = f"{len(planned) - len(missing)} of {len(planned)} runs are done; go on"
+        return {"verdict": done, "command": stored["command"]}
+    ours, verdict = finding.judge(cells)
+    seeds = len({cell["seed"] for cell in cells.values() if "seed" in cell})
+    worlds = sorted({cell.get("world", 0) for cell in cells.values()})
+    minutes = sum(cell["minutes"] for cell in cells.values())
+    runs = f"{seeds} seeds, world {' '.join(map(str, worlds))}; {minutes:.0f} minutes for the table"
+    return {"ours": ours, "verdict": verdict, "command": stored["command"], "runs": runs}
+
+
+def findings() -> str:
+    """The register as text."""
+    blocks = []
+    for one, said in register():
+        lines = {"paper": one.paper, "criterion": one.criterion, **said}
+        body = [f"     {f'{name}:':<11}{text}" for name, text in lines.items()]
+        blocks.append("\n".join([f"{one.name:<5}{one.claim}", *body]))
+    return "\n\n".join(blocks)
+
+
+def findings_page() -> str:
+    """The register in Markdown: what `FINDINGS.md` holds."""
+    found = register()
+    words = [said["verdict"].split(":")[0] for _, said in found]
+    count = {word: words.count(word) for word in ("reproduced", "not reproduced", "inconclusive")}
+    tally = ", ".join(f"{number} {word}" for word, number in count.items())
+    parts = [HEAD, f"{len(found)} findings: {tally}, {len(found) - sum(count.values())} open.\n"]
+    for one, said in found:
+        lines = {"Paper": one.paper, "Criterion": one.criterion}
+        lines |= {name.capitalize(): text for name, text in said.items()}
+        lines |= {"Command": f"`{said['command']}`"} if "command" in said else {}
+        body = "\n".join(f"- {name}: {text}" for name, text in lines.items())
+        parts.append(f"## {one.name} · {one.claim}\n\n{body}\n")
+    return "\n".join(parts)

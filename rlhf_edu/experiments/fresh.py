@@ -95,6 +95,7 @@ FINDINGS = [
         "F2",
         "a few-shot prompt helps, SFT more, PPO most",
         "175B: InstructGPT over GPT-3 85 ± 3 %, over few-shot GPT-3 71 ± 4 %, of prompts",
+        "each rung above the one below: three intervals over the runs above zero",
         _ladder,
     )
 ]

@@ -33,12 +33,14 @@ class Finding:
         name: such as "F38".
         claim: in a few words.
         paper: its number there, with the source.
+        criterion: when we call it reproduced; never loosened after a run.
         judge: from the cells of an experiment to our number and a verdict.
     """
 
     name: str
     claim: str
     paper: str
+    criterion: str
     judge: Callable[[Cells], tuple[str, str]]
 
 

@@ -96,12 +96,14 @@ FINDINGS = [
         "F8",
         "all comparisons of a prompt in one batch element over-fit less than shuffled ones",
         "in words only (InstructGPT 3.5; K = 4 to 9)",
+        "after 4 epochs shuffled pairs have the higher loss, interval above zero",
         _grouped_fits_better,
     ),
     grid.Finding(
         "F9",
         "a reward model over-fits after an epoch or two",
         "trained for one epoch; more over-fit quickly (InstructGPT C.2)",
+        "loss is least after 1 or 2 epochs for every seed, and higher after 4 by interval",
         _one_or_two_epochs,
     ),
 ]

@@ -96,6 +96,7 @@ FINDINGS = [
         "F3",
         "the smallest tuned model beats the largest base",
         "1.3B InstructGPT preferred to 175B GPT-3, more than 100 times larger",
+        "win rate above 50 % by interval, at the ratio that is stated",
         _small_beats_large,
     )
 ]
