@@ -25,9 +25,11 @@ def measure(seed: int, world: int, device: str = "cpu") -> dict[str, Any]:
     ladder = Ladder(seed, world, quiet=True, device=device)
     report = ladder.run()
     kept = ("gold", "gold_low", "gold_high", "win_rate", "kl", "web_loss", "gold_greedy", "skills")
+    beside = {row["stage"]: row["gold"] for row in report["beside"]}
     return {
         "stages": {row["stage"]: {key: row[key] for key in kept} for row in report["stages"]},
-        "whole_budget": report["beside"][0]["gold"],
+        "sft_colder": beside["sft_colder"],
+        "whole_budget": beside["sft_whole_budget"],
         "reward_model": report["reward_model"],
         "rungs": {f"{a} - {b}": vars(_gain(ladder, a, b)) for a, b in RUNGS},
     }
