@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
 from rlhf_edu.course.copies import student_edition
-from rlhf_edu.course.editions import checkout, find, read, write
+from rlhf_edu.course.editions import checkout, find, read, tags_of, write
 from rlhf_edu.files import write_text
 
 GITHUB = re.compile(
@@ -125,7 +125,7 @@ def colab_edition(notebook: NotebookNode, chapter: str, name: str) -> NotebookNo
         elif cell.metadata.get("jupyter", {}).get("source_hidden"):
             cell.metadata.cellView = "form"
     # Chapter 11 brings a cell that installs what one types there: this is it, filled in.
-    copy.cells = [c for c in copy.cells if "install" not in c.metadata.get("tags", [])]
+    copy.cells = [c for c in copy.cells if "install" not in tags_of(c)]
     first = next(i for i, cell in enumerate(copy.cells) if cell.cell_type == "code")
     source, tags = INSTALL.format(address=home), NotebookNode(tags=["install"])
     copy.cells.insert(first, new_code_cell(source, id="install", metadata=tags))

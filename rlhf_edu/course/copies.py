@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from rlhf_edu.course.editions import checkout, find, read, write
+from rlhf_edu.course.editions import checkout, find, is_folded, read, tags_of, write
 
 NAME = "rlhf_edu"  # of what we note in a notebook's metadata
 HELP = """# Stuck? Take away a #, and run the cell.
@@ -75,7 +75,7 @@ def student_edition(notebook: NotebookNode, chapter: str, root: str = "..") -> N
     """
     cells, number = [], 0
     for cell in notebook.cells:
-        tags = set(cell.metadata.get("tags", []))
+        tags = tags_of(cell)
         if cell.cell_type == "markdown":
             cell.source = linked(cell.source, root)
         else:
@@ -84,25 +84,18 @@ def student_edition(notebook: NotebookNode, chapter: str, root: str = "..") -> N
             number += 1
             cell.source = HELP.format(f"{chapter}.{number}")
             cell.metadata = NotebookNode(tags=["help"])
-        elif cell.cell_type == "code" and ("figure" in tags or _is_helper(cell)):
+        elif cell.cell_type == "code" and is_folded(cell):
             cell.metadata.jupyter = NotebookNode(source_hidden=True)
         # An answer behind a click stays; what speaks of a solution in the next cell does not.
         if "answer" not in tags or cell.source.startswith("<details>"):
             cells.append(cell)
     notebook.cells = cells
     # Not before the course is there, where a cell installs it.
-    first = next(
-        c for c in cells if c.cell_type == "code" and "install" not in c.metadata.get("tags", [])
-    )
+    first = next(c for c in cells if c.cell_type == "code" and "install" not in tags_of(c))
     first.source = f"from rlhf_edu.course import hint, solution\n{first.source}"
     digest = hashlib.sha256(nbformat.writes(notebook, version=4).encode()).hexdigest()
     notebook.metadata[NAME] = NotebookNode(edition=digest[:12])
     return notebook
-
-
-def _is_helper(cell: NotebookNode) -> bool:
-    skipped = cell.metadata.get("slideshow", {}).get("slide_type") == "skip"
-    return skipped and "exercise" not in cell.metadata.get("tags", [])
 
 
 # --- links -------------------------------------------------------------------------------------

@@ -55,6 +55,22 @@ def read(path: Path) -> NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
+def tags_of(cell: NotebookNode) -> set[str]:
+    """The tags of a cell."""
+    return set(cell.metadata.get("tags", []))
+
+
+def kind(cell: NotebookNode) -> str:
+    """Its place in the lecture: slide, subslide, fragment, notes, skip, or - for none."""
+    return cell.metadata.get("slideshow", {}).get("slide_type", "-")
+
+
+def is_folded(cell: NotebookNode) -> bool:
+    """Whether a code cell is a helper or only draws, and readers need not see its code."""
+    tags = tags_of(cell)
+    return "figure" in tags or kind(cell) == "skip" and "exercise" not in tags
+
+
 def write(path: Path, notebook: NotebookNode) -> None:
     """Write a notebook file; a crash half-way leaves the old one as it was."""
     write_text(path, nbformat.writes(notebook, version=4).rstrip("\n") + "\n")

@@ -67,7 +67,7 @@ def exercises(chapter: str = "") -> tuple[Exercise, ...]:
 def _of(notebook: NotebookNode, chapter: str) -> list[Exercise]:
     found, text, stub, imports = [], "", "", []
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
+        tags = editions.tags_of(cell)
         if cell.cell_type == "markdown" and HEAD.search(cell.source):
             text = cell.source
         elif "exercise" in tags:

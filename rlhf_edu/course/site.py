@@ -14,8 +14,8 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from rlhf_edu.course.copies import linked
-from rlhf_edu.course.editions import checkout, find, read, write
-from rlhf_edu.course.slides import kind, packaged
+from rlhf_edu.course.editions import checkout, find, is_folded, read, tags_of, write
+from rlhf_edu.course.slides import packaged
 from rlhf_edu.files import new_folder, write_text
 
 CODE = "code"  # the folder of the pages that show source files
@@ -105,7 +105,7 @@ def write_sources(folder: Path) -> None:
 def page(notebook: NotebookNode) -> NotebookNode:
     """The notebook, changed in place, with links; helpers, figures' code and solutions folded."""
     for cell in notebook.cells:
-        tags = set(cell.metadata.get("tags", []))
+        tags = tags_of(cell)
         if cell.cell_type == "markdown":
             cell.source = site_links(cell.source)
             continue
@@ -113,7 +113,7 @@ def page(notebook: NotebookNode) -> NotebookNode:
             cell.outputs = []  # "not attempted yet"
         if "solution" in tags:
             cell.metadata.tags = ["hide-cell"]
-        elif "figure" in tags or kind(cell) == "skip":
+        elif is_folded(cell):
             cell.metadata.tags = ["hide-input"]
     return notebook
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
-from rlhf_edu.course.editions import checkout, find, read
+from rlhf_edu.course.editions import checkout, find, kind, read, tags_of
 from rlhf_edu.files import write_text
 
 TEMPLATE = Path(__file__).with_name("slides.html.j2")
@@ -129,7 +129,7 @@ def lecture(notebook: NotebookNode) -> NotebookNode:
 
 def on_screen(cell: NotebookNode) -> NotebookNode | None:
     """The cell as a lecture has it, answers as notes; None: not at all."""
-    tags = cell.metadata.get("tags", [])
+    tags = tags_of(cell)
     if "answer" in tags and cell.source.startswith("<details>"):
         return note(re.sub(r"</?details>|<summary>.*?</summary>", "", cell.source))
     if "solution" in tags or kind(cell) == "skip":
@@ -194,8 +194,3 @@ def on_short_path(slide: Sequence[NotebookNode]) -> bool:
 def note(text: str) -> NotebookNode:
     """A cell for the speaker alone."""
     return new_markdown_cell(text, metadata={"slideshow": {"slide_type": "notes"}})
-
-
-def kind(cell: NotebookNode) -> str:
-    """Its place in the lecture: slide, subslide, fragment, notes, skip, or - for none."""
-    return cell.metadata.get("slideshow", {}).get("slide_type", "-")

@@ -4,191 +4,171 @@ Whoever writes the experiment moves the lines into its `FINDINGS` and adds the j
 `CONTRIBUTING.md`. So the criterion is there before the run.
 """
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a paper found.
-
-    Attributes:
-        name: such as "F6".
-        claim: in a few words.
-        paper: its number there, with the source.
-        criterion: when we shall call it reproduced.
-        chapter: where it is shown, once; empty: nowhere.
-    """
-
-    name: str
-    claim: str
-    paper: str
-    criterion: str
-    chapter: str = ""
-
+from rlhf_edu.experiments.grid import Finding
 
 CLAIMS = [
-    Claim(
+    Finding(
         "F6",
         "errors pile up where a model reads its own words",
         "an equation only",
         "written freely, error per token grows with the place more than errors alone explain",
-        "03",
+        chapter="03",
     ),
-    Claim(
+    Finding(
         "F10",
         "reward models agree with labelers they never saw",
         "72.4 ± 0.4 % in training, 69.6 ± 0.9 % held out (InstructGPT 4.1)",
         "five groups of labelers: a gap above zero by interval, below 5 points",
-        "04",
+        chapter="04",
     ),
-    Claim(
+    Finding(
         "F12",
         "larger reward models and more labels agree better",
         "+1.8 points per doubling of the model, +1.1 of the data (Stiennon)",
         "both slopes above zero by interval",
-        "04",
+        chapter="04",
     ),
-    Claim(
+    Finding(
         "F14",
         "differences of scores are calibrated log-odds",
         "Bai et al. Fig. 9; 174 Elo per unit",
         "calibration error below 0.05 on SFT's answers, higher on PPO's by interval",
-        "04",
+        chapter="04",
     ),
-    Claim(
+    Finding(
         "F21",
         "two laws foretell gold from KL",
         "Gao et al.: best of n and RL each have their own",
         "error on the held-out third, per seed, lower for the paper's law by interval",
-        "07",
+        chapter="07",
     ),
-    Claim(
+    Finding(
         "F23",
         "RL spends more KL than best of n",
         "Gao et al. 3.5",
         "at equal gain in score, KL of RL above that of best of n by interval",
-        "07",
+        chapter="07",
     ),
-    Claim(
+    Finding(
         "F24",
         "a price of KL is no better than stopping early",
         "Gao et al. 3.6",
         "runs with a price lie on the path of the run without one, by interval",
-        "07",
+        chapter="07",
     ),
-    Claim(
+    Finding(
         "F25",
         "reward grows with the root of KL",
         "Bai et al. 4.3",
         "a line in the root fits better than one in KL and one in log KL, by interval",
-        "07",
+        chapter="07",
     ),
-    Claim(
+    Finding(
         "F27",
         "two wrong signs give fluent answers that are as bad as can be",
         "a bug of one night (Ziegler et al.)",
         "both flipped: web loss as before and gold least; reward alone flipped: web loss explodes",
-        "06",
+        chapter="06",
     ),
-    Claim(
+    Finding(
         "F28",
         "without a price of KL the score is hacked",
         "99.97 % positive, and gibberish",
         "score and the base model's loss on the answers both rise, by interval",
-        "07",
+        chapter="07",
     ),
-    Claim(
+    Finding(
         "F30",
         "pretraining gradients allow a higher learning rate",
         "without them, above 8.05e-6 it diverges (InstructGPT)",
         "the rate at which gold falls is higher with them, by interval",
-        "08",
+        chapter="08",
     ),
-    Claim(
+    Finding(
         "F31",
         "a critic of its own, started from the reward model, is best",
         "Stiennon Fig. 11",
         "final reward at least that of a shared and of a random critic, by interval",
-        "06",
+        chapter="06",
     ),
-    Claim(
+    Finding(
         "F32",
         "after RLHF fewer facts are made up",
         "41 % for GPT-3, 21 % for InstructGPT",
         "rate of PPO below that of the base, by interval; the ratio is stated",
-        "10",
+        chapter="10",
     ),
-    Claim(
+    Finding(
         "F33",
         "a tuned model obeys a bad instruction too",
         "toxicity asked for: .285 to .400; with respect asked for: .233 to .196",
         "the change has another sign with each instruction, by interval",
-        "10",
+        chapter="10",
     ),
-    Claim(
+    Finding(
         "F34",
         "tuned on benchmarks is not tuned on users",
         "InstructGPT preferred to FLAN in 78 %, to T0 in 79 %",
         "the ranking of the two models flips between the two exams, by interval",
-        "10",
+        chapter="10",
     ),
-    Claim(
+    Finding(
         "F35",
         "following instructions carries over to instructions never trained on",
         "in words",
         "SFT above the base on prompts in other words, by interval",
-        "03",
+        chapter="03",
     ),
-    Claim(
+    Finding(
         "F36",
         "labelers who wrote no training data prefer the same models",
         "InstructGPT Fig. 3",
         "the difference of win rates has zero in its interval, which is below 5 points wide",
-        "10",
+        chapter="10",
     ),
-    Claim(
+    Finding(
         "F41",
         "DPO's answers depend less on the temperature than PPO's",
         "61.7 % against 57.0 % at T = 0, Fig. 2 of DPO",
         "the slope of gold over temperature is flatter, by interval",
-        "09",
+        chapter="09",
     ),
-    Claim(
+    Finding(
         "F43",
         "DPO over-optimises as well, and chosen answers can lose probability",
         "Rafailov et al. 2024, figures",
         "gold over KL has a maximum inside; the chosen log-probability falls, by interval",
-        "09",
+        chapter="09",
     ),
-    Claim(
+    Finding(
         "F44",
         "DPO is weak on answers of somebody else, tuned PPO is not",
         ".718 for PPO, .611 for DPO on HH (Xu et al. 2024)",
         "the sign of the difference, by interval; no claim of equality",
-        "09",
+        chapter="09",
     ),
-    Claim(
+    Finding(
         "F45",
         "memory and time can be told before",
         "7 TB for 175B; 60 against 4.9 petaflop/s-days",
         "bytes and the share of time within 15 % of what is measured",
-        "11",
+        chapter="11",
     ),
-    Claim(
+    Finding(
         "F47",
         "neighbours replace the critic",
         "GRPO: 88.2 and 51.7 %",
         "equal exact reward by interval, with less memory; the drift of length is reported",
-        "12",
+        chapter="12",
     ),
-    Claim(
+    Finding(
         "F48",
         "rounds of labels help",
         "Bai et al.: 74, 70 and 67 % of newer comparisons told rightly",
         "three rounds end above one at equal labels, by interval",
-        "12",
+        chapter="12",
     ),
-    Claim(
+    Finding(
         "F49",
         "the released answers say so themselves",
         "InstructGPT Table 14",

@@ -33,7 +33,7 @@ from rlhf_edu.tinyweb.labelers import ceiling
 DRAWS = 1_000_000
 AGREEMENT = 0.726  # of InstructGPT's labelers
 CYCLE = 0.7  # how often A beats B, B beats C, and C beats A
-CLIPS, EPOCHS, BATCHES, NOISE = (0.1, 0.2, 0.3, math.inf), (1, 10), 20, 1.0
+CLIPS, EPOCHS = (0.1, 0.2, 0.3, math.inf), (1, 10)
 MEANS = (0.1, 1.0)  # how far apart two normal laws are whose KL is estimated
 # By the true KL, at each of the MEANS: Schulman, "Approximating KL divergence" (2020).
 SPREADS = {"k1": (20.0, 2.00), "k2": (1.418, 1.732), "k3": (1.417, 1.695)}
@@ -137,14 +137,15 @@ def _bandit(arms: Tensor, clip: float, epochs: int, random: Draw) -> float:
     """What the policy earns after 20 batches of 16 pulls, of what the best arm earns."""
     logits = torch.zeros(10, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([logits], lr=0.1)
-    for _ in range(BATCHES):
+    mask = torch.ones(1, 16, dtype=torch.float64)
+    for _ in range(20):
         old = logits.detach().log_softmax(0)
         taken = torch.multinomial(old.exp(), 16, replacement=True, generator=random)
-        rewards = arms[taken] + NOISE * _normal(random, 16)
+        rewards = arms[taken] + _normal(random, 16)
         gain = (rewards - rewards.mean()) / rewards.std()
         for _ in range(epochs):
             adam.zero_grad()
-            new, mask = logits.log_softmax(0)[taken], torch.ones(1, 16, dtype=torch.float64)
+            new = logits.log_softmax(0)[taken]
             policy_loss(new[None], old[taken][None], gain[None], mask, clip)[0].backward()
             adam.step()
     earned = (logits.detach().softmax(0) * arms).sum()
@@ -265,20 +266,17 @@ def run(seeds: int, device: str = "cpu") -> str:
     cells = grid.run_experiment("counted", measure, grid.by_seed(KINDS, seeds), seeds, device)
     lines: list[Sequence[object]] = [("experiment", "number", "over seeds")]
     for kind in KINDS:
-        for name in grid.each_seed(cells, kind)[0]["found"]:
-            lines.append((kind, name, _over(cells, kind, name)))
+        for name in _found(cells, kind)[0]:
+            lines.append((kind, name, grid.over(_found(cells, kind), name)))
     return "\n".join(text_table(lines, left=2))
 
 
-def _over(cells: grid.Cells, kind: str, name: str) -> Any:
-    return grid.over([cell["found"] for cell in grid.each_seed(cells, kind)], name)
+def _found(cells: grid.Cells, kind: str) -> list[dict[str, float]]:
+    """What a kind of run has found, by seed."""
+    return [cell["found"] for cell in grid.each_seed(cells, kind)]
 
 
 # --- verdicts ----------------------------------------------------------------------------------
-
-
-def _found(cells: grid.Cells, kind: str) -> list[dict[str, float]]:
-    return [cell["found"] for cell in grid.each_seed(cells, kind)]
 
 
 def _likelihood_prefers_rubbish(cells: grid.Cells) -> tuple[str, str]:
@@ -318,10 +316,10 @@ def _unbiased(cells: grid.Cells) -> tuple[str, str]:
 
 def _clipping_matters(cells: grid.Cells) -> tuple[str, str]:
     runs, epochs = _found(cells, "clipping"), EPOCHS[-1]
-    earned = {clip: grid.over(runs, f"clip {clip:g}, epochs {epochs}") for clip in CLIPS}
+    names = {clip: f"clip {clip:g}, epochs {epochs}" for clip in CLIPS}
+    earned = {clip: grid.over(runs, name) for clip, name in names.items()}
     best = max(CLIPS[:-1], key=lambda clip: earned[clip].mean)
-    name = f"clip {{:g}}, epochs {epochs}"
-    gap = over_seeds([run[name.format(best)] - run[name.format(math.inf)] for run in runs])
+    gap = over_seeds([run[names[best]] - run[names[math.inf]] for run in runs])
     ours = f"at {epochs} epochs a batch, of what the best arm earns: " + ", ".join(
         f"clip {clip:g} {share.mean:.2f}" for clip, share in earned.items()
     )
@@ -345,10 +343,8 @@ def _upper_bound(cells: grid.Cells) -> tuple[str, str]:
     six = [run[key] for run in runs for key in run if key.startswith("six")]
     many = [run[key] for run in runs for key in run if key.startswith("many")]
     near = max(abs(share - 1) for share in many)
-    ours = (
-        f"of formulas for KL and wins, six answers reach {min(six):.0%} to {max(six):.1%}; answers "
-    )
-    ours += f"that never repeat are within {near:.1%}"
+    ours = f"of formulas for KL and wins, six answers reach {min(six):.0%} to {max(six):.1%}; "
+    ours += f"answers that never repeat are within {near:.1%}"
     bound = max(six) <= 1 and near < 0.01
     return ours, grid.verdict(bound, not bound)
 

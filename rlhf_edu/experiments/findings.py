@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_edu import data_folder
 from rlhf_edu.experiments import EXPERIMENTS
-from rlhf_edu.experiments.claims import CLAIMS, Claim
+from rlhf_edu.experiments.claims import CLAIMS
 from rlhf_edu.experiments.grid import Finding
 
 HEAD = """# Forty-nine findings, and what became of them here
@@ -35,9 +35,9 @@ def experiment(name: str) -> ModuleType:
     raise ValueError(f"there is no experiment {name}; choose {known}, or a finding such as F20")
 
 
-def register() -> list[tuple[Finding | Claim, dict[str, str]]]:
+def register() -> list[tuple[Finding, dict[str, str]]]:
     """Every finding, F1 to F49, with what there is to say of it, by what it is."""
-    found: list[tuple[Finding | Claim, dict[str, str]]] = [(one, _shown(one)) for one in CLAIMS]
+    found = [(one, _shown(one)) for one in CLAIMS]
     for name in EXPERIMENTS:
         path = data_folder() / "results" / f"{name}.json"
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -45,8 +45,8 @@ def register() -> list[tuple[Finding | Claim, dict[str, str]]]:
     return sorted(found, key=lambda pair: int(pair[0].name[1:]))
 
 
-def _shown(claim: Claim) -> dict[str, str]:
-    where = f"; chapter {claim.chapter} shows it once" if claim.chapter else ""
+def _shown(finding: Finding) -> dict[str, str]:
+    where = f"; chapter {finding.chapter} shows it once" if finding.chapter else ""
     return {"verdict": f"not measured over seeds yet{where}"}
 
 

@@ -34,14 +34,17 @@ class Finding:
         claim: in a few words.
         paper: its number there, with the source.
         criterion: when we call it reproduced; never loosened after a run.
-        judge: from the cells of an experiment to our number and a verdict.
+        judge: from the cells of an experiment to our number and a verdict; None: no experiment
+            judges it yet.
+        chapter: which shows it once, where none judges it; empty: none does.
     """
 
     name: str
     claim: str
     paper: str
     criterion: str
-    judge: Callable[[Cells], tuple[str, str]]
+    judge: Callable[[Cells], tuple[str, str]] | None = None
+    chapter: str = ""
 
 
 # --- cells ---------------------------------------------------------------------------------------
