@@ -13,6 +13,7 @@ __all__, __getattr__ = lazy(
         "ladder": "Ladder Recipe",
         "bases": "BASES",
         "grid": "each_seed",
+        "findings": "look_up",
         "plots": "BLUE ORANGE GREEN YELLOW SKY PINK GREY LINES",
     },
 )

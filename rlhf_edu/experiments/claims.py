@@ -50,20 +50,6 @@ CLAIMS = [
         chapter="07",
     ),
     Finding(
-        "F24",
-        "a price of KL is no better than stopping early",
-        "Gao et al. 3.6",
-        "runs with a price lie on the path of the run without one, by interval",
-        chapter="07",
-    ),
-    Finding(
-        "F25",
-        "reward grows with the root of KL",
-        "Bai et al. 4.3",
-        "a line in the root fits better than one in KL and one in log KL, by interval",
-        chapter="07",
-    ),
-    Finding(
         "F27",
         "two wrong signs give fluent answers that are as bad as can be",
         "a bug of one night (Ziegler et al.)",

@@ -5,6 +5,7 @@ This is the one place where a verdict is spoken; `FINDINGS.md` holds the same wo
 
 import importlib
 import json
+from textwrap import wrap
 from types import ModuleType
 from typing import Any
 
@@ -39,10 +40,29 @@ def register() -> list[tuple[Finding, dict[str, str]]]:
     """Every finding, F1 to F49, with what there is to say of it, by what it is."""
     found = [(one, _shown(one)) for one in CLAIMS]
     for name in EXPERIMENTS:
-        path = data_folder() / "results" / f"{name}.json"
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        stored = _stored(name)
         found += [(one, _judged(one, name, stored)) for one in experiment(name).FINDINGS]
     return sorted(found, key=lambda pair: int(pair[0].name[1:]))
+
+
+def look_up(name: str, width: int = 88) -> str:
+    """What the register says of one finding, as chapters print it: `print(look_up("F24"))`.
+
+    Raises:
+        ValueError: there is no such finding.
+    """
+    for one in CLAIMS:
+        if one.name == name:
+            return _entry(one, _shown(one), width)
+    module = experiment(name)
+    one = next(finding for finding in module.FINDINGS if finding.name == name)
+    home = module.__name__.rpartition(".")[2]
+    return _entry(one, _judged(one, home, _stored(home)), width)
+
+
+def _stored(name: str) -> dict[str, Any] | None:
+    path = data_folder() / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _shown(finding: Finding) -> dict[str, str]:
@@ -68,12 +88,18 @@ def _judged(finding: Finding, name: str, stored: dict[str, Any] | None) -> dict[
 
 def findings() -> str:
     """The register as text."""
-    blocks = []
-    for one, said in register():
-        lines = {"paper": one.paper, "criterion": one.criterion, **said}
-        body = [f"     {f'{name}:':<11}{text}" for name, text in lines.items()]
-        blocks.append("\n".join([f"{one.name:<5}{one.claim}", *body]))
-    return "\n\n".join(blocks)
+    return "\n\n".join(_entry(one, said) for one, said in register())
+
+
+def _entry(finding: Finding, said: dict[str, str], width: int = 10_000) -> str:
+    """One finding as text, in lines of at most so many characters."""
+    lines = {"paper": finding.paper, "criterion": finding.criterion, **said}
+    indent = " " * 16
+    body = [
+        "\n".join(wrap(f"     {f'{key}:':<11}{text}", width, subsequent_indent=indent))
+        for key, text in lines.items()
+    ]
+    return "\n".join([f"{finding.name:<5}{finding.claim}", *body])
 
 
 def findings_page() -> str:

@@ -1,4 +1,4 @@
-"""What the price of KL does, and what happens without one (F19, F20, F29, F40).
+"""What the price of KL does, and what happens without one (F19, F20, F24, F25, F29, F40).
 
     python -m rlhf_edu experiment rl [--seeds N]
 
@@ -15,6 +15,7 @@ from dataclasses import replace
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -197,6 +198,49 @@ def _interior(cells: grid.Cells) -> tuple[str, str]:
     return ours, grid.verdict(above_both, best in ends)
 
 
+def over_path(cells: grid.Cells, kind: str, beta: float, part: str = "gold") -> list[float]:
+    """By seed: the end of a run with a price, less the long run without one at the same KL."""
+    paths = [cell["steps"] for cell in grid.each_seed(cells, "long")]
+    gaps = []
+    for end, path in zip(grid.each_seed(cells, kind, beta), paths, strict=False):
+        roots = [max(0.0, row["kl"]) ** 0.5 for row in path]
+        there = np.interp(end["kl"] ** 0.5, roots, [row[part] for row in path])
+        gaps.append(end[part] - float(there))
+    return gaps
+
+
+def _like_stopping_early(cells: grid.Cells) -> tuple[str, str]:
+    gaps = {beta: over_seeds(over_path(cells, "pressed", beta)) for beta in PRICES[1:]}
+    ours = "gold less that of the path: " + "; ".join(f"beta {b:g} {g}" for b, g in gaps.items())
+    on_it = all(gap.low <= 0 <= gap.high for gap in gaps.values())
+    return ours, grid.verdict(on_it, any(gap.low > 0 for gap in gaps.values()))
+
+
+SCALES: dict[str, Callable[[Any], Any]] = {
+    "root of KL": np.sqrt,
+    "KL": lambda kl: kl,
+    "log KL": np.log,
+}
+
+
+def straightness(steps: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """R^2 of a line through the score of a run's first half, over each scale of KL."""
+    rows = [row for row in steps if 0 < row["step"] <= LONG / 2]
+    kl, reward = np.array([[row["kl"], row["reward"]] for row in rows]).T
+    return {name: float(np.corrcoef(f(kl), reward)[0, 1] ** 2) for name, f in SCALES.items()}
+
+
+def _root_of_kl(cells: grid.Cells) -> tuple[str, str]:
+    fits = [straightness(cell["steps"]) for cell in grid.each_seed(cells, "long")]
+    root, *others = SCALES
+    more = {name: over_seeds([fit[root] - fit[name] for fit in fits]) for name in others}
+    ours = "R^2 of a line in the root, less that in " + ", in ".join(
+        f"{name} {gap}" for name, gap in more.items()
+    )
+    best = all(gap.low > 0 for gap in more.values())
+    return ours, grid.verdict(best, any(gap.high < 0 for gap in more.values()))
+
+
 def _over_optimisation(cells: grid.Cells) -> tuple[str, str]:
     runs = [cell["steps"] for cell in grid.each_seed(cells, "long")]
     first, last = ([run[i] for run in runs] for i in (0, -1))
@@ -255,6 +299,20 @@ FINDINGS = [
         "Stiennon Fig. 5, a figure",
         "score and gold's peak rise, and gold ends below its start, all by interval",
         _over_optimisation,
+    ),
+    grid.Finding(
+        "F24",
+        "a price of KL is no better than stopping early",
+        "Gao et al. 3.6",
+        "runs with a price lie on the path of the run without one, by interval",
+        _like_stopping_early,
+    ),
+    grid.Finding(
+        "F25",
+        "reward grows with the root of KL",
+        "Bai et al. 4.3",
+        "a line in the root fits better than one in KL and one in log KL, by interval",
+        _root_of_kl,
     ),
     grid.Finding(
         "F29",

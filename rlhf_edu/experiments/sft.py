@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from rlhf_edu.data import Demonstration, Prompt
+from rlhf_edu.data import Demonstration
 from rlhf_edu.experiments import grid
 from rlhf_edu.experiments.exam import Answers, answer_all, labelers_prefer
 from rlhf_edu.experiments.shipped import Shipped
@@ -26,7 +26,6 @@ from rlhf_edu.reward import score_answers
 from rlhf_edu.roles import SeparateRoles
 from rlhf_edu.sft import SFTConfig, answer_loss, train_sft
 from rlhf_edu.tinyweb.demonstrations import demonstrate
-from rlhf_edu.tinyweb.judge import Judge
 
 DEMONSTRATIONS = 150
 EPOCHS = 16  # as InstructGPT; the ladder stops after 6
@@ -118,22 +117,19 @@ def by_rank(start: FromBase, rank: int) -> dict[str, Any]:
 
 
 def by_answering(start: FromBase) -> dict[str, Any]:
-    """Of 20 samples for each of 50 questions, the share that answers, before and after SFT (F1)."""
+    """Of 20 samples for each of 50 questions, the share that tries to answer it (F1).
+
+    Rightly, wrongly or evasively, in its first line; before and after SFT.
+    """
     questions = [prompt for prompt in start.test if prompt.text.endswith("?")][:QUESTIONS]
     often = [prompt for prompt in questions for _ in range(SAMPLES)]
     found: dict[str, Any] = {"questions": len(questions)}
     for name, model in (("base", start.base), ("sft", start.tuned(DEMONSTRATIONS))):
         said = answer_all(model, start.tokenizer, start.judge, often, seed=start.seed)
-        pairs = zip(often, said.texts, strict=True)
-        found[name] = mean(_answers(start.judge, prompt, text) for prompt, text in pairs)
+        lines = [text.strip().split("\n")[0] for text in said.texts]  # the rest is the next page
+        pairs = zip(often, lines, strict=True)
+        found[name] = mean(start.judge(prompt, line).attempted for prompt, line in pairs)
     return found
-
-
-def _answers(judge: Judge, prompt: Prompt, text: str) -> bool:
-    """Whether the first line helps, or states, rightly or wrongly, what was asked for."""
-    verdict = judge(prompt, text.strip().split("\n")[0])
-    asked = prompt.task.subject, prompt.task.attribute
-    return verdict.helpful >= 0.5 or asked in [(c.subject, c.attribute) for c in verdict.claims]
 
 
 def by_rl_alone(start: FromBase) -> dict[str, Any]:
