@@ -57,6 +57,12 @@ def test_a_concept_is_taught_where_the_map_says(row: tuple[str, str, str]) -> No
     assert row[2] in HOW, f"{row[0]}: how is “{row[2]}”, not one of {sorted(HOW)}"
 
 
+def test_every_link_leads_to_a_file() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (FOLDER / MAP).read_text(encoding="utf-8"))
+    dead = sorted({name for name in links if not (FOLDER / name).is_file()})
+    assert not dead, f"{MAP} links to {dead}"
+
+
 def test_the_map_has_every_chapter() -> None:
     chapters = {path.name[:2] for path in FOLDER.glob("[0-9][0-9]_*.ipynb")}
     missing = chapters - {place(row)[0] for row in TAUGHT}
