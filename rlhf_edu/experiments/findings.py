@@ -82,7 +82,8 @@ def _judged(finding: Finding, name: str, stored: dict[str, Any] | None) -> dict[
     seeds = len({cell["seed"] for cell in cells.values() if "seed" in cell})
     worlds = sorted({cell.get("world", 0) for cell in cells.values()})
     minutes = sum(cell["minutes"] for cell in cells.values())
-    runs = f"{seeds} seeds, world {' '.join(map(str, worlds))}; {minutes:.0f} minutes for the table"
+    many = f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
+    runs = f"{many}, world {' '.join(map(str, worlds))}; {minutes:.0f} minutes for the table"
     return {"ours": ours, "verdict": verdict, "command": stored["command"], "runs": runs}
 
 
