@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import os
 import re
@@ -111,6 +112,21 @@ def test_outputs_are_clean(path: Path) -> None:
             for text in (output.get("text", ""), data.get("text/plain", "")):
                 assert not PATHS.search(text), text
                 assert not re.search(r" at 0x[0-9a-f]{6,}|it/s\]", text), text
+
+
+@each
+def test_verdicts_come_from_the_register(path: Path) -> None:
+    """A finding that is named is looked up, and praised as the paper's only if it came out so."""
+    notebook = tools.read(path)
+    source = "\n".join(cell.source for cell in code(notebook))
+    named = set(re.findall(r"\bF\d\d?\b", words(notebook))) - {"F1"}  # a score of benchmarks, too
+    assert named <= set(re.findall(r'look_up\("(F\d+)"\)', source))
+    assert "FINDINGS" not in source, "ask look_up of rlhf_edu.experiments"
+    for cell, after in itertools.pairwise(notebook.cells):
+        if "look_up(" in cell.source and after.cell_type == "markdown":
+            printed = "".join(output.get("text", "") for output in cell.outputs)
+            same = "not reproduced" not in printed and "inconclusive" not in printed
+            assert same or "as in the paper" not in after.source, after.source
 
 
 @each
