@@ -24,6 +24,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from rlhf_edu.course import copies
 from rlhf_edu.course import editions as tools
+from rlhf_edu.course.editions import tags_of as tags
 from rlhf_edu.course.examine import names
 from rlhf_edu.course.exercises import exercises
 
@@ -39,10 +40,6 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 def code(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def tags(cell) -> set[str]:
-    return set(cell.metadata.get("tags", []))
 
 
 def words(notebook) -> str:

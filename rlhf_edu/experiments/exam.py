@@ -70,17 +70,24 @@ def answer_all(
     `prefix` stands before each prompt: the examples of few-shot prompting. With examples, an
     answer also ends at the first line break, as the examples' answers do.
     """
-    answers, ended, rollout = sample_all(model, tokenizer, prompts, temperature, seed, prefix)
-    verdicts = [judge(*row) for row in zip(prompts, answers, ended, strict=True)]
-    return Answers(list(prompts), answers, ended, verdicts, rollout)
+    said = sample_all(model, tokenizer, prompts, temperature, seed, prefix)
+    return judge_all(judge, prompts, *said)
+
+
+def judge_all(
+    judge: Judge, prompts: Sequence[Prompt], texts: list[str], ended: list[bool], rollout: Rollout
+) -> Answers:
+    """Answers that were sampled before, with their verdicts."""
+    verdicts = [judge(*row) for row in zip(prompts, texts, ended, strict=True)]
+    return Answers(list(prompts), texts, ended, verdicts, rollout)
 
 
 def sample_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    temperature: float,
-    seed: int,
+    temperature: float = 1.0,
+    seed: int = 0,
     prefix: str = "",
 ) -> tuple[list[str], list[bool], Rollout]:
     """One answer to each prompt, whether each of them ended, and the tokens."""
@@ -136,7 +143,6 @@ def mean_entropy(
 def colder(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    judge: Judge,
     prompts: Sequence[Prompt],
     goal: float,
     rounds: int = 6,
@@ -145,7 +151,7 @@ def colder(
     low, high = 0.2, 1.0
     for _ in range(rounds):
         middle = (low + high) / 2
-        rollout = answer_all(model, tokenizer, judge, prompts, middle).rollout
+        *_, rollout = sample_all(model, tokenizer, prompts, middle)
         if mean_entropy(model, rollout, middle) > goal:
             high = middle
         else:

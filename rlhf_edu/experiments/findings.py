@@ -94,13 +94,17 @@ def findings() -> str:
 
 def _entry(finding: Finding, said: dict[str, str], width: int = 10_000) -> str:
     """One finding as text, in lines of at most so many characters."""
-    lines = {"paper": finding.paper, "criterion": finding.criterion, **said}
     indent = " " * 16
     body = [
         "\n".join(wrap(f"     {f'{key}:':<11}{text}", width, subsequent_indent=indent))
-        for key, text in lines.items()
+        for key, text in _lines(finding, said).items()
     ]
     return "\n".join([f"{finding.name:<5}{finding.claim}", *body])
+
+
+def _lines(finding: Finding, said: dict[str, str]) -> dict[str, str]:
+    """All there is to say of a finding, by what it is."""
+    return {"paper": finding.paper, "criterion": finding.criterion, **said}
 
 
 def findings_page() -> str:
@@ -111,9 +115,8 @@ def findings_page() -> str:
     tally = ", ".join(f"{number} {word}" for word, number in count.items())
     parts = [HEAD, f"{len(found)} findings: {tally}, {len(found) - sum(count.values())} open.\n"]
     for one, said in found:
-        lines = {"Paper": one.paper, "Criterion": one.criterion}
-        lines |= {name.capitalize(): text for name, text in said.items()}
-        lines |= {"Command": f"`{said['command']}`"} if "command" in said else {}
-        body = "\n".join(f"- {name}: {text}" for name, text in lines.items())
+        lines = _lines(one, said)
+        lines |= {"command": f"`{said['command']}`"} if "command" in said else {}
+        body = "\n".join(f"- {name.capitalize()}: {text}" for name, text in lines.items())
         parts.append(f"## {one.name} · {one.claim}\n\n{body}\n")
     return "\n".join(parts)

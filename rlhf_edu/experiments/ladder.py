@@ -28,6 +28,7 @@ from rlhf_edu.experiments.exam import (
     answer_all,
     colder,
     few_shot_prefix,
+    judge_all,
     labelers_prefer,
     mean_entropy,
     mean_kl,
@@ -242,7 +243,7 @@ class Ladder:
         many = [p for p, k in zip(prompts, counts, strict=True) for _ in range(k)]
         prefix = self.prefix if stage == "prompted" else ""
         model = self.models[stage]
-        texts, ended, _ = sample_all(model, self.tokenizer, many, 1.0, seed, prefix)
+        texts, ended, _ = sample_all(model, self.tokenizer, many, seed=seed, prefix=prefix)
         pairs = iter(zip(texts, ended, strict=True))
         return [[next(pairs) for _ in range(k)] for k in counts]
 
@@ -397,14 +398,9 @@ class Ladder:
         with self.timed(stage):
             self.answers[stage] = self._best_of(self.test, n)
         self.stratified[stage] = self._best_of(self.test_stratified, n)
-        sft = next(r for r in self.rows if r["stage"] == "sft")
-        self._add_row(
-            stage,
-            kl=best_of_n_kl(n),
-            web_loss=sft["web_loss"],
-            skills=sft["skills"],
-            parameters=sft["parameters"] + count_parameters(self.models["reward_model"]),
-        )
+        sft = self._of_the_sft_model()
+        sft["parameters"] += count_parameters(self.models["reward_model"])
+        self._add_row(stage, kl=best_of_n_kl(n), **sft)
 
     def measure_colder(self) -> None:
         """The SFT model at the temperature at which its entropy per token is PPO's."""
@@ -412,28 +408,27 @@ class Ladder:
         prompts = self.test[:256]
         with self.timed(stage):
             goal = mean_entropy(self.models["ppo"], self.answers["ppo"].rollout)
-            self.temperature = colder(sft, self.tokenizer, self.judge, prompts, goal)
-        self.answers[stage] = self.answer(sft, self.test, self.temperature)
-        self.stratified[stage] = self.answer(sft, self.test_stratified, self.temperature)
-        row = next(r for r in self.rows if r["stage"] == "sft")
-        same = {key: row[key] for key in ("web_loss", "skills", "parameters")}
-        self._add_row(stage, kl=None, temperature=self.temperature, entropy=goal, **same)
+            temperature = colder(sft, self.tokenizer, prompts, goal)
+        self.answers[stage] = self.answer(sft, self.test, temperature)
+        self.stratified[stage] = self.answer(sft, self.test_stratified, temperature)
+        same = self._of_the_sft_model()
+        self._add_row(stage, kl=None, temperature=temperature, entropy=goal, **same)
+
+    def _of_the_sft_model(self) -> dict[str, Any]:
+        """What a stage that only samples the SFT model in another way has from it."""
+        sft = next(r for r in self.rows if r["stage"] == "sft")
+        return {key: sft[key] for key in ("web_loss", "skills", "parameters")}
 
     def _best_of(self, prompts: list[Prompt], n: int) -> Answers:
-        texts = [p for p in prompts for _ in range(n)]
-        many = answer_all(self.models["sft"], self.tokenizer, self.judge, texts, seed=8)
-        found = reward_scores(self.models["reward_model"], many.rollout).cpu()
+        many = [p for p in prompts for _ in range(n)]
+        texts, ended, rollout = sample_all(self.models["sft"], self.tokenizer, many, seed=8)
+        found = reward_scores(self.models["reward_model"], rollout).cpu()
         penalty = self.recipe.ppo.missing_eos_penalty
-        found = penalise_missing_end(found, many.rollout.ended.cpu(), penalty)
+        found = penalise_missing_end(found, rollout.ended.cpu(), penalty)
         best = best_of_n(found.view(-1, n)) + torch.arange(len(prompts)) * n
         picked = best.tolist()
-        return Answers(
-            prompts,
-            [many.texts[i] for i in picked],
-            [many.ended[i] for i in picked],
-            [many.verdicts[i] for i in picked],
-            many.rollout.rows(best),
-        )
+        kept = [texts[i] for i in picked], [ended[i] for i in picked], rollout.rows(best)
+        return judge_all(self.judge, prompts, *kept)
 
     # --- reporting --------------------------------------------------------------------------
 

@@ -201,9 +201,10 @@ def _interior(cells: grid.Cells) -> tuple[str, str]:
 
 def over_path(cells: grid.Cells, kind: str, beta: float, part: str = "gold") -> list[float]:
     """By seed: the end of a run with a price, less the long run without one at the same KL."""
-    paths = [cell["steps"] for cell in grid.each_seed(cells, "long")]
+    paths = {cell["seed"]: cell["steps"] for cell in grid.each_seed(cells, "long")}
     gaps = []
-    for end, path in zip(grid.each_seed(cells, kind, beta), paths, strict=False):
+    for end in grid.each_seed(cells, kind, beta):
+        path = paths[end["seed"]]
         roots = [max(0.0, row["kl"]) ** 0.5 for row in path]
         there = np.interp(end["kl"] ** 0.5, roots, [row[part] for row in path])
         gaps.append(end[part] - float(there))

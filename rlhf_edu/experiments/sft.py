@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from rlhf_edu.data import Demonstration
 from rlhf_edu.experiments import grid
-from rlhf_edu.experiments.exam import Answers, answer_all, labelers_prefer
+from rlhf_edu.experiments.exam import Answers, labelers_prefer, sample_all
 from rlhf_edu.experiments.shipped import Shipped
 from rlhf_edu.experiments.tables import text_table
 from rlhf_edu.intervals import bootstrap, over_seeds
@@ -117,7 +117,7 @@ def by_rank(start: FromBase, rank: int) -> dict[str, Any]:
 
 
 def by_answering(start: FromBase) -> dict[str, Any]:
-    """Of 20 samples for each of 50 questions, the share that tries to answer it (F1).
+    """Of 20 samples for each of up to 50 questions, the share that tries to answer it (F1).
 
     Rightly, wrongly or evasively, in its first line; before and after SFT.
     """
@@ -125,8 +125,8 @@ def by_answering(start: FromBase) -> dict[str, Any]:
     often = [prompt for prompt in questions for _ in range(SAMPLES)]
     found: dict[str, Any] = {"questions": len(questions)}
     for name, model in (("base", start.base), ("sft", start.tuned(DEMONSTRATIONS))):
-        said = answer_all(model, start.tokenizer, start.judge, often, seed=start.seed)
-        lines = [text.strip().split("\n")[0] for text in said.texts]  # the rest is the next page
+        texts, *_ = sample_all(model, start.tokenizer, often, seed=start.seed)
+        lines = [text.strip().split("\n")[0] for text in texts]  # the rest is the next page
         pairs = zip(often, lines, strict=True)
         found[name] = mean(start.judge(prompt, line).attempted for prompt, line in pairs)
     return found

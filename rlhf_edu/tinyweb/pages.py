@@ -17,7 +17,7 @@ from rlhf_edu.tinyweb.language import ask, lie, predicate, sentence, series, sta
 from rlhf_edu.tinyweb.prompts import USE_CASES, draw_task
 from rlhf_edu.tinyweb.tasks import KINDS
 from rlhf_edu.tinyweb.tasks.kind import Cast, write
-from rlhf_edu.tinyweb.tasks.texts import passage, review
+from rlhf_edu.tinyweb.tasks.texts import passage, passage_and_question, review
 
 _OPINIONS = [
     "I love {x}.", "Nothing is better than {x}.", "My sister talks about {x} all day.",
@@ -158,10 +158,8 @@ def reading_test(world: World, rng: random.Random) -> str:
 
 def reading_item(world: World, rng: random.Random) -> tuple[str, str]:
     """A passage with a question that it answers, and the answer alone."""
-    text, has = passage(world, rng)
-    person = rng.choice(sorted(has))
-    question = rng.choice([f"What does {person} have?", f"Which thing does {person} have?"])
-    right = f"A {has[person]}."
+    text, question, _, thing = passage_and_question(world, rng)
+    right = f"A {thing}."
     return f"Text: {text}\n{question}\n{right}", right
 
 

@@ -387,17 +387,18 @@ def _say_odd(world: World, prompt: Prompt, honest: bool, shown: Shown, rng: rand
     return sentence(rng.choice([f"{name} does not belong", f"the odd one out is {name}"]))
 
 
+def _other(task: Task) -> str:
+    """One of the two words that belong together."""
+    return next(word for word in task.source.split(", ") if word not in task.targets)
+
+
 def _say_others(world: World, prompt: Prompt, honest: bool, rng: random.Random) -> str:
-    (odd,) = prompt.task.targets
-    other = next(w for w in prompt.task.source.split(", ") if w != odd)
-    kind = world.kind(other) if honest else rng.choice(sorted(_KINDS))
+    kind = world.kind(_other(prompt.task)) if honest else rng.choice(sorted(_KINDS))
     return f"The others are {_KINDS[kind]}."
 
 
 def _explained(case: Case) -> float:
-    (odd,) = case.task.targets
-    other = next(w for w in case.task.source.split(", ") if w != odd)
-    plural = _KINDS.get(case.reader.kinds.get(other, ""), "none")
+    plural = _KINDS.get(case.reader.kinds.get(_other(case.task), ""), "none")
     return float(case.finds(re.compile(rf"\bare (?:all |both )?{plural}\b")))
 
 
@@ -437,12 +438,18 @@ def passage(world: World, rng: random.Random) -> tuple[str, dict[str, str]]:
     return " ".join(f"{p} {rng.choice(verbs)} {x}." for p, x in has.items()), has
 
 
-def _ask_closed(world: World, cast: Cast, rng: random.Random) -> Drawn:
+def passage_and_question(world: World, rng: random.Random) -> tuple[str, str, str, str]:
+    """A passage, a question about one of its people, who that is, and what they have."""
     source, has = passage(world, rng)
     person = rng.choice(sorted(has))
     question = rng.choice([f"What does {person} have?", f"Which thing does {person} have?"])
+    return source, question, person, has[person]
+
+
+def _ask_closed(world: World, cast: Cast, rng: random.Random) -> Drawn:
+    source, question, person, thing = passage_and_question(world, rng)
     text = rng.choice([f"{source} {question}", f"Text: {source} Question: {question}"])
-    return text, Task("closed", person, "", (has[person],), 1, source)
+    return text, Task("closed", person, "", (thing,), 1, source)
 
 
 def _say_closed(
